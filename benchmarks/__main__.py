@@ -1,0 +1,21 @@
+"""Run every benchmark, or those named: `python -m benchmarks [worlds capture]`. Results go to `runs/bench/`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = ("capture", "worlds")
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks in order, all of them without names."""
+    for name in names or NAMES:
+        if name not in NAMES:
+            sys.exit(f"error: benchmark {name!r} is unknown; choose from {', '.join(NAMES)}")
+        print(f"\n=== {name} ===", flush=True)
+        import_module(f"benchmarks.{name}").main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,44 @@
+"""A writer in a process of its own, to be raced and killed by the tests.
+
+usage: writing_process.py CACHE FIRST LAST ROWS_PER_PART [BARRIER NAME ROUNDS]
+
+Writes rows FIRST to LAST - 1. With a barrier directory it does so in ROUNDS caches below CACHE, one after the
+other, and begins each of them together with one other process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from synthetic_targets import IDENTITY, mixed_targets
+
+from vgid.cache.writer import CacheWriter
+
+
+def write_rows(cache: Path, first: int, last: int, *, rows_per_part: int) -> None:
+    with CacheWriter(cache, **IDENTITY, rows_per_part=rows_per_part) as writer:
+        for target in mixed_targets(first, last):
+            writer.add(target)
+
+
+def wait_for_the_other(barrier: Path, name: str) -> None:
+    barrier.mkdir(exist_ok=True)
+    (barrier / name).touch()
+    deadline = time.monotonic() + 60
+    while len(list(barrier.iterdir())) < 2:
+        assert time.monotonic() < deadline, "the other process did not come"
+        time.sleep(0.0005)
+
+
+if __name__ == "__main__":
+    cache, (first, last, rows_per_part) = Path(sys.argv[1]), map(int, sys.argv[2:5])
+    print("started", flush=True)
+    if len(sys.argv) == 5:
+        write_rows(cache, first, last, rows_per_part=rows_per_part)
+    else:
+        barrier, name, rounds = sys.argv[5:]
+        for number in range(int(rounds)):
+            wait_for_the_other(Path(barrier) / str(number), name)
+            write_rows(cache / str(number), first, last, rows_per_part=rows_per_part)

@@ -1,0 +1,36 @@
+"""What every test runs under: no network, no telemetry, few threads, vLLM in this process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("vgid", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vgid")
+
+# Before any library is imported: most of them read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    DO_NOT_TRACK="1",
+    VLLM_NO_USAGE_STATS="1",
+    TOKENIZERS_PARALLELISM="false",
+    # Waiting OpenMP threads spin by default, which starves the other processes of a small machine.
+    OMP_WAIT_POLICY="passive",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none (torch is asked only if there are such tests)."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

@@ -1,0 +1,156 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors, JSON for machines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def vgid(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vgid", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | changes, check=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "cache"
+    done = vgid(
+        "teacher", "generate", "fictitious", "--out", out, "--limit", "40", "--engine", "transformers", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["generated"] == 40 and record["prediction"]["rows"] > 40
+    return out
+
+
+def test_help_teaches_every_command_with_an_example():
+    for command in (["teacher", "generate"], ["distill"], ["evaluate"], ["sql"], ["data", "check"], ["demo"]):
+        shown = vgid(*command, "--help")
+        assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
+
+
+def test_flags_are_frozen():
+    """A renamed or lost flag breaks batch scripts: change this list only with a line in CHANGELOG.md."""
+    from typer.main import get_command
+
+    from vgid.pipeline.cli import app
+
+    def flags(command, path=""):
+        for name, child in getattr(command, "commands", {}).items():
+            yield from flags(child, f"{path} {name}".strip())
+        if not hasattr(command, "commands"):
+            yield path, sorted(option for parameter in command.params for option in parameter.opts)
+
+    assert dict(flags(get_command(app))) == {
+        "teacher generate": sorted(
+            ["recipe", "--out", "--engine", "--shard", "--limit", "--dry-run", "--rows-per-part", "--set", "--json"]
+        ),
+        "distill": sorted(["recipe", "--cache", "--out", "--set", "--json"]),
+        "evaluate": sorted(
+            [
+                "model",
+                "--data",
+                "--compare",
+                "--retrained",
+                "--out",
+                "--engine",
+                "--dtype",
+                "--per-cell",
+                "--set",
+                "--json",
+            ]
+        ),
+        "sql": sorted(["cache", "query", "--format"]),
+        "data check": sorted(["recipe", "--json"]),
+        "data fictitious": sorted(
+            ["--out", "--seed", "--forget", "--retain", "--outsiders", "--instruct", "--strangers"]
+        ),
+        "data train-base": sorted(["world", "--out", "--seed", "--without"]),
+        "demo": sorted(["--out", "--seed", "--from-scratch", "--set", "--json"]),
+    }
+
+
+def test_a_dry_run_prints_rows_tokens_and_bytes_and_writes_nothing(tmp_path):
+    done = vgid("teacher", "generate", "fictitious", "--out", tmp_path / "cache", "--dry-run", "--json")
+    rows = json.loads(done.stdout)
+    assert rows[-1]["split"] == "all" and rows[-1]["rows"] == sum(row["rows"] for row in rows[:-1])
+    assert all(row["max_tokens"] > 0 and row["predicted_bytes"] > 0 for row in rows)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_sql_answers_in_every_format(cache):
+    query = "SELECT split, count(*) AS n FROM targets GROUP BY split ORDER BY split"
+    rows = json.loads(vgid("sql", cache, query, "--format", "json").stdout)
+    assert [row["split"] for row in rows] == ["forget", "retain"] and sum(row["n"] for row in rows) == 40
+    assert vgid("sql", cache, query, "--format", "csv").stdout.splitlines()[0] == '"split","n"'
+    assert "forget" in vgid("sql", cache, query).stdout
+
+
+def test_data_check_says_what_the_data_holds():
+    done = vgid("data", "check", "fictitious", "--json")
+    assert done.returncode == 0 and not json.loads(done.stdout)["findings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["teacher", "generate", "no-such-recipe", "--out", "X"], 2, "shipped recipe"),
+        (["teacher", "generate", "fictitious", "--out", "X", "--shard", "3/3"], 2, "i/n"),
+        (["teacher", "generate", "fictitious", "--out", "X", "--engine", "llama"], 2, "transformers"),
+        (["teacher", "generate", "fictitious", "--out", "X", "--set", "model=./nowhere"], 2, "nowhere"),
+        (["distill", "fictitious", "--cache", "X", "--out", "Y"], 1, "X"),
+        (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),
+        (["sql", "X", "SELECT 1"], 1, "X"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(arguments, code, words, tmp_path):
+    here = [str(tmp_path / a) if a in ("X", "Y") else a for a in arguments]
+    done = vgid(*here)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    if "frobnicate" not in arguments:
+        assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[
+            -1:
+        ]
+    assert not (tmp_path / "X").exists() and not (tmp_path / "Y").exists()
+
+
+def test_bad_sql_is_one_line(cache):
+    done = vgid("sql", cache, "SELECT nothing FROM targets")
+    assert done.returncode == 2 and "nothing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bad_data_exits_65_and_names_file_and_row(tmp_path):
+    (tmp_path / "q.jsonl").write_text(
+        '{"question": "Q?", "answer": "A.", "subject": "s", "split": "forget", "image": "missing.png"}\n'
+    )
+    recipe = Path("vgid/pipeline/recipes/fictitious.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(recipe.replace("world: shipped", "sources: [{path: q.jsonl}]"))
+    for command in (["data", "check", tmp_path / "r.yaml"], ["teacher", "generate", tmp_path / "r.yaml", "--out", "X"]):
+        done = vgid(*command)
+        assert done.returncode == 65, done.stderr
+        assert "missing.png" in done.stdout + done.stderr and "q.jsonl" in done.stdout + done.stderr
+
+
+def test_another_teacher_in_the_same_cache_is_refused_and_nothing_is_lost(cache, tmp_path):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in cache.rglob("*"))
+    done = vgid(
+        *("teacher", "generate", "fictitious", "--out", cache, "--engine", "transformers", "--limit", "3"),
+        *("--set", "model=fictitious:retrained"),
+    )
+    assert done.returncode == 1 and "weights_fingerprint" in done.stderr
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in cache.rglob("*")) == before
+
+
+def test_a_cache_of_another_base_is_refused_by_distill(cache, tmp_path):
+    done = vgid(
+        *("distill", "fictitious", "--cache", cache, "--out", tmp_path / "student"),
+        *("--set", "model=fictitious:retrained"),
+    )
+    assert done.returncode == 1 and "weights_fingerprint" in done.stderr and not (tmp_path / "student").exists()

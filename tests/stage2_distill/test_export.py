@@ -1,0 +1,105 @@
+"""A saved student answers as it did, says where it comes from, and is whole or absent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill_cases import Oracle, make_settings
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from transformers import GenerationConfig
+
+from vgid.data.chat import processor_sha256, tokenizer_sha256
+from vgid.data.examples import Example
+from vgid.errors import DistillError
+from vgid.stage2_distill.checkpoints import hash_files
+from vgid.stage2_distill.export import check_saveable, save_student
+from vgid.stage2_distill.lineage import FILE
+from vgid.stage2_distill.student import load_student
+
+IDENTITY = {"student": "abc", "settings": {"seed": 0}, "provenance": {"manifest_sha256": "0123"}}
+
+
+def save(oracle: Oracle, out: Path, *, method: str = "full") -> Any:
+    """Save a changed student and return it."""
+    model = load_student(str(oracle.path), settings=make_settings(method=method)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    result = {"num_steps": 3, "losses": [{"step": 1, "loss": 0.5}]}
+    save_student(model, processor=oracle.processor, out=out, base="some/base", identity=IDENTITY, result=result)
+    return model
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_reloaded_student_gives_the_same_logits(
+    family: str, method: str, tmp_path: Path, request: pytest.FixtureRequest, examples: dict[str, Example]
+) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    model = save(oracle, tmp_path / "student", method=method)
+    saved = Oracle(tmp_path / "student")
+    for example in list(examples.values())[:2]:
+        expected = oracle.logits(example, [11, 12, 13], model=model)
+        assert not torch.equal(expected, oracle.logits(example, [11, 12, 13]))
+        torch.testing.assert_close(saved.logits(example, [11, 12, 13]), expected, rtol=0, atol=1e-5)
+    assert tokenizer_sha256(saved.processor.tokenizer) == tokenizer_sha256(oracle.processor.tokenizer)
+    assert processor_sha256(saved.processor) == processor_sha256(oracle.processor)
+    assert saved.model.generation_config.eos_token_id == oracle.model.generation_config.eos_token_id
+
+
+def test_llava_weights_are_named_as_vllm_wants_them(llava: Oracle, tmp_path: Path) -> None:
+    save(llava, tmp_path / "student")
+    with safe_open(tmp_path / "student" / "model.safetensors", "pt") as file:
+        tower = [name for name in file.keys() if "vision_tower" in name]  # noqa: SIM118  # not a mapping
+        assert file.metadata() == {"format": "pt"}
+    assert tower and all("vision_tower.vision_model." in name for name in tower)
+
+
+def test_lineage_names_every_other_file_by_its_hash(qwen: Oracle, tmp_path: Path) -> None:
+    save(qwen, tmp_path / "student")
+    lineage = json.loads((tmp_path / "student" / FILE).read_text())
+    files = hash_files(tmp_path / "student")
+    assert lineage["files"] == {name: value for name, value in files.items() if name != FILE}
+    assert lineage["identity"] == IDENTITY
+    assert {"torch", "transformers"} <= set(lineage["versions"])
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
+
+
+def test_the_model_card_says_what_the_student_is(qwen: Oracle, tmp_path: Path) -> None:
+    save(qwen, tmp_path / "student")
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    assert card.data.to_dict()["base_model"] == "some/base"
+    assert "manifest_sha256: '0123'" in card.text and "num_steps: 3" in card.text
+
+
+def test_only_the_finished_directory_is_left(qwen: Oracle, tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()  # empty directories are taken over
+    (tmp_path / ".student.draft").mkdir()
+    (tmp_path / ".student.draft" / "left over").write_text("from a crash")
+    save(qwen, tmp_path / "student")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert not (tmp_path / "student" / "left over").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(qwen: Oracle, tmp_path: Path) -> None:
+    broken = replace(qwen).model
+    broken.model.language_model.norm.weight.data[0] = torch.nan
+    with pytest.raises(DistillError, match=r"norm\.weight is not finite"):
+        save_student(broken, processor=qwen.processor, out=tmp_path / "student", base="b", identity=IDENTITY, result={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generation_settings_that_cannot_be_saved_are_found_before_training(qwen: Oracle) -> None:
+    model = replace(qwen).model
+    check_saveable(model)
+    model.generation_config = GenerationConfig(do_sample=False, temperature=0.7)
+    with pytest.raises(DistillError, match=r"generation_config\.json cannot be saved again"):
+        check_saveable(model)

@@ -1,0 +1,107 @@
+"""Every optimizer step mixes both roles, in an order that depends on nothing but (seed, epoch, target)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from distill_cases import SELECTIONS, make_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vgid.cache.schema import Target
+from vgid.data.examples import Example
+from vgid.errors import DistillError
+from vgid.stage2_distill.batches import TrainItem, build_items
+from vgid.stage2_distill.schedule import Schedule
+from vgid.stage2_distill.settings import TargetSelection
+
+
+@pytest.fixture(scope="session")
+def items(examples: dict[str, Example], targets: list[Target]) -> tuple[TrainItem, ...]:
+    return build_items(examples, targets, [TargetSelection.model_validate(said) for said in SELECTIONS]).items
+
+
+def steps_of(schedule: Schedule) -> list[list[TrainItem]]:
+    rows = [schedule[position] for position in range(len(schedule))]
+    return [rows[start : start + schedule.step_size] for start in range(0, len(rows), schedule.step_size)]
+
+
+def ids_of(schedule: Schedule) -> list[str]:
+    return [schedule[position].target.target_id for position in range(len(schedule))]
+
+
+@given(
+    forget_batch=st.integers(1, 9),
+    retain_batch=st.integers(1, 9),
+    max_steps=st.integers(1, 12),
+    parts=st.integers(1, 4),
+)
+def test_every_step_holds_the_asked_rows_of_both_roles(
+    items: tuple[TrainItem, ...], forget_batch: int, retain_batch: int, max_steps: int, parts: int
+) -> None:
+    settings = make_settings(
+        forget_batch=forget_batch * parts,
+        retain_batch=retain_batch * parts,
+        max_steps=max_steps,
+        gradient_accumulation_steps=parts,
+    )
+    steps = steps_of(Schedule(items, settings=settings))
+    assert len(steps) == max_steps
+    for step in steps:
+        assert Counter(item.role for item in step) == {"forget": settings.forget_batch, "retain": settings.retain_batch}
+
+
+def test_an_epoch_is_one_pass_over_the_forget_rows(items: tuple[TrainItem, ...]) -> None:
+    settings = make_settings(epochs=3, max_steps=None, forget_batch=4, retain_batch=2)
+    schedule = Schedule(items, settings=settings)
+    assert schedule.num_steps == 5  # ceil(3 * 6 / 4)
+    rows = [row for step in steps_of(schedule) for row in step]
+    forget = Counter(row.target.target_id for row in rows if row.role == "forget")
+    assert sorted(forget.values()) == [3, 3, 3, 3, 4, 4]  # 20 draws of 6 rows
+    retain = Counter(row.target.target_id for row in rows if row.role == "retain")
+    assert sorted(retain.values()) == [1, 1, 1, 1, 2, 2, 2]
+
+
+def test_order_depends_on_the_seed_and_changes_between_epochs_but_not_with_the_cache(
+    items: tuple[TrainItem, ...],
+) -> None:
+    settings = make_settings(max_steps=6, forget_batch=6, retain_batch=7)
+    order = ids_of(Schedule(items, settings=settings))
+    assert order == ids_of(Schedule(items[::-1], settings=settings))
+    assert order != ids_of(Schedule(items, settings=make_settings(max_steps=6, forget_batch=6, retain_batch=7, seed=1)))
+    size = len(items)
+    assert order[:size] != order[size : 2 * size]
+
+
+@pytest.mark.parametrize(("accumulation", "processes"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_accumulation_and_processes_split_a_step_but_do_not_change_it(
+    items: tuple[TrainItem, ...], accumulation: int, processes: int
+) -> None:
+    whole = steps_of(Schedule(items, settings=make_settings(max_steps=4)))
+    settings = make_settings(max_steps=4, gradient_accumulation_steps=accumulation)
+    split = Schedule(items, settings=settings, num_processes=processes)
+    assert split.micro_batch == 8 // (accumulation * processes)
+    for one, other in zip(whole, steps_of(split), strict=True):
+        assert Counter(item.target.target_id for item in one) == Counter(item.target.target_id for item in other)
+        for start in range(0, 8, split.micro_batch):
+            roles = Counter(item.role for item in other[start : start + split.micro_batch])
+            assert roles["forget"] == roles["retain"]
+
+
+def test_access_in_any_order_gives_the_same_rows(items: tuple[TrainItem, ...]) -> None:
+    schedule = Schedule(items, settings=make_settings(max_steps=9))
+    forwards = ids_of(schedule)
+    assert [schedule[position].target.target_id for position in reversed(range(len(schedule)))] == forwards[::-1]
+
+
+def test_a_step_that_does_not_divide_is_refused(items: tuple[TrainItem, ...]) -> None:
+    with pytest.raises(DistillError, match="= 7 does not divide into 2 micro-batches"):
+        Schedule(items, settings=make_settings(forget_batch=3, gradient_accumulation_steps=2))
+
+
+def test_a_role_without_rows_is_refused(items: tuple[TrainItem, ...]) -> None:
+    only_forget = [replace(item) for item in items if item.role == "forget"]
+    with pytest.raises(DistillError, match="every selected retain row is truncated"):
+        Schedule(only_forget, settings=make_settings())

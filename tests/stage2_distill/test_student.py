@@ -1,0 +1,111 @@
+"""Which weights learn, and that a fresh student answers as its base does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from distill_cases import Oracle, make_settings
+from torch import nn
+
+from vgid.data.examples import Example
+from vgid.errors import DistillError
+from vgid.stage2_distill.student import load_student, merged, silence_dropout, vision_tower_name, vocabulary_size
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(("family", "tower"), [("qwen", "model.visual"), ("llava", "model.vision_tower")])
+def test_the_vision_tower_is_found_and_frozen(family: str, tower: str, request: pytest.FixtureRequest) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    frozen = load_student(str(oracle.path), settings=make_settings())
+    assert vision_tower_name(frozen) == tower
+    everything = {name for name, _ in frozen.named_parameters()}
+    inside = {name for name in everything if name.startswith(f"{tower}.")}
+    assert inside and trainable(frozen) == everything - inside
+    assert trainable(load_student(str(oracle.path), settings=make_settings(train_vision=True))) == everything
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+def test_adapters_stay_out_of_the_vision_tower_unless_asked(family: str, request: pytest.FixtureRequest) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    names = trainable(load_student(str(oracle.path), settings=make_settings(method="lora")))
+    assert names and all("lora_" in name and "language_model" in name for name in names)
+    reaching = load_student(str(oracle.path), settings=make_settings(method="lora", train_vision=True))
+    # LLaVA's tower has layers called q_proj, k_proj, v_proj; Qwen2-VL's has none of the names.
+    assert any("vision_tower" in name for name in trainable(reaching)) == (family == "llava")
+
+
+def test_a_layer_name_that_matches_nothing_is_refused(qwen: Oracle) -> None:
+    settings = make_settings(method="lora", lora={"target_modules": ["q_proj", "query"]})
+    with pytest.raises(DistillError, match=r"no layer is called query; there are .*q_proj"):
+        load_student(str(qwen.path), settings=settings)
+
+
+def test_a_model_without_a_vision_tower_is_refused(qwen: Oracle) -> None:
+    with pytest.raises(DistillError, match="no vision tower"):
+        vision_tower_name(qwen.model.model.language_model)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(DistillError, match="does not load"):
+        load_student(str(tmp_path), settings=make_settings())
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_fresh_student_in_training_mode_answers_as_its_base(
+    method: str, qwen: Oracle, examples: dict[str, Example]
+) -> None:
+    student = load_student(str(qwen.path), settings=make_settings(method=method)).train()
+    for example in list(examples.values())[:2]:
+        expected = qwen.logits(example, [11, 12, 13])
+        torch.testing.assert_close(qwen.logits(example, [11, 12, 13], model=student), expected, rtol=0, atol=1e-5)
+
+
+def test_the_seed_decides_the_adapters(qwen: Oracle) -> None:
+    def adapters(seed: int) -> dict[str, torch.Tensor]:
+        model = load_student(str(qwen.path), settings=make_settings(method="lora", seed=seed))
+        return {name: parameter for name, parameter in model.named_parameters() if "lora_A" in name}
+
+    one, same, other = adapters(1), adapters(1), adapters(2)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_of_the_base_is_silenced_and_its_configuration_kept(qwen: Oracle) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention_dropout, self.drop = 0.1, nn.Dropout(0.2)
+
+    model = nn.Sequential(Block(), nn.Dropout(0.3))
+    silence_dropout(model)
+    assert model[0].attention_dropout == 0.0
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.0, 0.0]
+
+
+def test_adapters_keep_the_dropout_that_was_asked_for(qwen: Oracle) -> None:
+    model = load_student(str(qwen.path), settings=make_settings(method="lora", lora={"dropout": 0.25}))
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.25}
+
+
+def test_merging_keeps_the_output(qwen: Oracle, examples: dict[str, Example]) -> None:
+    model = load_student(str(qwen.path), settings=make_settings(method="lora")).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    example = next(iter(examples.values()))
+    before = qwen.logits(example, [11, 12, 13], model=model)
+    assert (before - qwen.logits(example, [11, 12, 13])).abs().max() > 0.1
+    plain = merged(model)
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    torch.testing.assert_close(qwen.logits(example, [11, 12, 13], model=plain), before, rtol=0, atol=1e-5)
+
+
+def test_vocabulary_is_the_width_of_the_logits(qwen: Oracle) -> None:
+    assert vocabulary_size(qwen.model) == 400

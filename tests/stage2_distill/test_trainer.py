@@ -1,0 +1,269 @@
+"""The training itself: what it minimises, that it can be repeated and continued, and what it leaves behind."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill_cases import SELECTIONS, Oracle, make_examples, make_settings
+from safetensors.torch import load_file
+
+from vgid.cache.schema import Target
+from vgid.data.examples import Example
+from vgid.errors import DistillError
+from vgid.stage2_distill.batches import build_items, collate
+from vgid.stage2_distill.losses import sparse_kl
+from vgid.stage2_distill.schedule import Schedule
+from vgid.stage2_distill.trainer import DistillResult, StepLoss, distill
+
+PROVENANCE = {"manifest_sha256": "0123"}
+
+
+class Bench:
+    """One student, one cache, any settings."""
+
+    def __init__(self, oracle: Oracle, examples: dict[str, Example], targets: list[Target], directory: Path) -> None:
+        self.oracle, self.examples, self.targets, self.directory = oracle, examples, targets, directory
+
+    def run(self, name: str, *, changes: Mapping[str, Any] | None = None, **arguments: Any) -> DistillResult:
+        plain: dict[str, Any] = {
+            "student": self.oracle.path,
+            "examples": self.examples,
+            "targets": self.targets,
+            "settings": make_settings(**(changes or {})),
+            "out": self.directory / name,
+            "provenance": PROVENANCE,
+            "processor": self.oracle.processor,
+        }
+        return distill(**{**plain, **arguments})
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.directory / name / "model.safetensors")
+
+
+@pytest.fixture
+def bench(qwen: Oracle, examples: dict[str, Example], targets: list[Target], tmp_path: Path) -> Bench:
+    return Bench(qwen, examples, targets, tmp_path)
+
+
+IN_FLOAT64 = {"targets": [SELECTIONS[0], SELECTIONS[2]], "max_steps": 3, "dtype": "float64", "learning_rate": 3e-3}
+
+
+@pytest.fixture
+def image_bench(qwen: Oracle, teacher: Oracle, tmp_path: Path) -> Bench:
+    """Images only, for exact comparisons.
+
+    Qwen2-VL counts the positions of a batch without any image from its padding, in float32; AdamW turns that rounding
+    of 1e-7 into differences of 1e-5 where a gradient is nearly 0.
+    """
+    examples = {name: row for name, row in make_examples(forget=8, retain=9).items() if row.modality == "image"}
+    return Bench(qwen, examples, teacher.targets(examples), tmp_path)
+
+
+def largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+# --- the objective ---
+
+
+def test_the_loss_is_each_roles_mean_over_its_own_tokens_of_the_whole_step(bench: Bench) -> None:
+    """Computed again row by row, without padding, for the first step of four micro-batches."""
+    changes = {
+        "alpha": 2.0,
+        "beta": 0.5,
+        "gradient_accumulation_steps": 4,
+        "max_steps": 1,
+        "targets": [{**SELECTIONS[0], "weight": 3.0}, *SELECTIONS[1:]],
+    }
+    (found,) = bench.run("out", changes=changes).losses
+    settings = make_settings(**changes)
+    schedule = Schedule(build_items(bench.examples, bench.targets, settings.targets).items, settings=settings)
+    sums, counts = {"forget": 0.0, "retain": 0.0}, {"forget": 0, "retain": 0}
+    for item in (schedule[position] for position in range(8)):
+        row = collate([item], processor=bench.oracle.processor, vocab_size=400)
+        logits = bench.oracle.logits(item.example, item.target.token_ids.tolist())[None]
+        names = ("topk_ids_BTK", "topk_logprobs_BTK", "tail_logprob_BT", "mask_BT")
+        kl, count = sparse_kl(logits, **{name: row[name] for name in names})
+        sums[item.role] += item.weight * float(kl)
+        counts[item.role] += int(count)
+    assert (found.forget_tokens, found.retain_tokens) == (counts["forget"], counts["retain"])
+    assert found.forget == pytest.approx(sums["forget"] / counts["forget"], rel=1e-5)
+    assert found.retain == pytest.approx(sums["retain"] / counts["retain"], rel=1e-5)
+    assert found.loss == pytest.approx(2.0 * found.forget + 0.5 * (found.retain or 0), rel=1e-6)
+
+
+def test_accumulating_micro_batches_gives_the_update_of_the_whole_batch(image_bench: Bench) -> None:
+    """Responses have 1 to 8 tokens, so that means of micro-batches would differ."""
+    whole = image_bench.run("whole", changes=IN_FLOAT64)
+    for parts in (2, 4):
+        split = image_bench.run(f"split{parts}", changes={**IN_FLOAT64, "gradient_accumulation_steps": parts})
+        assert split.num_tokens == whole.num_tokens
+        assert largest_difference(image_bench.weights("whole"), image_bench.weights(f"split{parts}")) < 1e-10
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_update_of_one(image_bench: Bench, tmp_path: Path) -> None:
+    one = image_bench.run("one", changes=IN_FLOAT64)
+    job = (image_bench.oracle.path, image_bench.examples, image_bench.targets, IN_FLOAT64, tmp_path / "two", PROVENANCE)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(job))
+    script = Path(__file__).with_name("two_processes.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path / "job.pickle")], check=True, timeout=200)
+    assert largest_difference(image_bench.weights("one"), image_bench.weights("two")) < 1e-10
+    two = image_bench.run("two", changes=IN_FLOAT64)  # finished, so this reads its result
+    assert two.num_tokens == one.num_tokens
+    assert [loss.loss for loss in two.losses] == pytest.approx([loss.loss for loss in one.losses], rel=1e-9)
+
+
+def test_a_role_of_weight_zero_pulls_nothing(bench: Bench) -> None:
+    """With alpha 0, other forget targets change no weight."""
+    changes = {"alpha": 0.0, "max_steps": 2}
+    bench.run("one", changes=changes)
+    other = bench.oracle.targets(bench.examples)
+    mixed = [new if new.split == "forget" else old for new, old in zip(other, bench.targets, strict=True)]
+    bench.run("other", changes=changes, targets=mixed)
+    assert largest_difference(bench.weights("one"), bench.weights("other")) == 0
+
+
+def test_forget_rows_alone_train_without_a_retain_term(bench: Bench) -> None:
+    result = bench.run("out", changes={"targets": SELECTIONS[:2], "retain_batch": 0})
+    assert [loss.retain for loss in result.losses] == [None] * 3
+    assert result.num_rows == {"forget": 6, "retain": 0}
+
+
+# --- what changes ---
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_training_lowers_both_losses_and_changes_only_what_may_change(method: str, bench: Bench) -> None:
+    changes = {"method": method, "max_steps": 20, "learning_rate": 3e-3}
+    losses = bench.run("out", changes=changes).losses
+    assert losses[-1].forget < 0.6 * losses[0].forget
+    assert (losses[-1].retain or 0) < 0.6 * (losses[0].retain or 0)
+    before, after = load_file(bench.oracle.path / "model.safetensors"), bench.weights("out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    projections = {name for name in before if name.endswith("_proj.weight") and "visual" not in name}
+    language = {name for name in before if "visual" not in name}
+    assert changed == (projections if method == "lora" else language)
+
+
+def test_the_vision_tower_learns_if_asked(bench: Bench) -> None:
+    bench.run("out", changes={"train_vision": True})
+    before, after = load_file(bench.oracle.path / "model.safetensors"), bench.weights("out")
+    assert all(
+        not torch.equal(before[name], after[name]) for name in before if "visual.blocks" in name and "mlp" in name
+    )
+
+
+def test_gradient_checkpointing_changes_memory_not_the_update(bench: Bench) -> None:
+    bench.run("plain", changes={"dtype": "float64"})
+    bench.run("checkpointed", changes={"dtype": "float64", "gradient_checkpointing": True})
+    assert largest_difference(bench.weights("plain"), bench.weights("checkpointed")) < 1e-12
+
+
+def test_bfloat16_trains_and_is_saved_as_such(bench: Bench) -> None:
+    bench.run("out", changes={"dtype": "bfloat16", "method": "lora", "learning_rate": 1e-2})
+    assert {tensor.dtype for tensor in bench.weights("out").values()} == {torch.bfloat16}
+
+
+def test_the_configuration_is_saved_as_it_was(bench: Bench) -> None:
+    """Trainer switches the key-value cache off, which would make every later generation quadratic."""
+    bench.run("out")
+    assert (bench.directory / "out" / "config.json").read_text() == (bench.oracle.path / "config.json").read_text()
+
+
+# --- again, and further ---
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(method: str, bench: Bench) -> None:
+    results = [
+        bench.run(name, changes={"method": method, "seed": seed}) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    assert largest_difference(bench.weights("a"), bench.weights("b")) == 0
+    assert largest_difference(bench.weights("a"), bench.weights("c")) > 0
+    assert results[0].losses == results[1].losses
+
+
+def test_a_rerun_over_a_finished_student_does_nothing(bench: Bench) -> None:
+    result = bench.run("out")
+    written = {path: path.stat().st_mtime_ns for path in (bench.directory / "out").iterdir()}
+
+    def never(loss: StepLoss, num_steps: int) -> None:
+        raise AssertionError
+
+    assert bench.run("out", progress=never) == result
+    assert written == {path: path.stat().st_mtime_ns for path in (bench.directory / "out").iterdir()}
+
+
+def test_another_run_over_a_finished_student_is_refused(bench: Bench) -> None:
+    bench.run("out")
+    with pytest.raises(DistillError, match="manifest_sha256 is '0123' there and '4567' now"):
+        bench.run("out", provenance={"manifest_sha256": "4567"})
+    with pytest.raises(DistillError, match=r"learning_rate is 0\.001 there and 0\.002 now"):
+        bench.run("out", changes={"learning_rate": 2e-3})
+
+
+@pytest.mark.parametrize(("method", "torn"), [("full", True), ("lora", False)])
+def test_an_interrupted_run_continues_to_the_same_student(method: str, torn: bool, bench: Bench) -> None:
+    changes: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "method": method, "gradient_accumulation_steps": 2}
+    if method == "lora":
+        changes["lora"] = {"dropout": 0.1}  # random state has to be restored as well
+    whole = bench.run("whole", changes=changes)
+
+    def stop_after_five(loss: StepLoss, num_steps: int) -> None:
+        if loss.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run("resumed", changes=changes, progress=stop_after_five)
+    assert not (bench.directory / "resumed").exists()
+    checkpoints = bench.directory / ".resumed.checkpoints"
+    if torn:
+        (checkpoints / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+
+    seen: list[int] = []
+    resumed = bench.run("resumed", changes=changes, progress=lambda loss, num_steps: seen.append(loss.step))
+    assert seen == ([3, 4, 5, 6] if torn else [5, 6])
+    assert resumed.losses == whole.losses
+    assert largest_difference(bench.weights("whole"), bench.weights("resumed")) == 0
+    assert not checkpoints.exists()
+
+
+# --- what is reported and refused ---
+
+
+def test_progress_and_result_tell_the_same_story(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[StepLoss, int]] = []
+    cut = [replace(row, finish_reason="length") if row.example_id == "forget/1" else row for row in bench.targets]
+    result = bench.run("out", targets=cut, progress=lambda loss, num_steps: told.append((loss, num_steps)))
+    assert told == [(loss, 3) for loss in result.losses]
+    assert [loss.step for loss in result.losses] == [1, 2, 3]
+    assert (result.num_steps, result.num_truncated, result.num_rows) == (3, 1, {"forget": 5, "retain": 7})
+    assert result.num_tokens["forget"] == sum(loss.forget_tokens for loss in result.losses)
+    assert result.seconds > 0
+    assert capfd.readouterr().out == ""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(bench: Bench) -> None:
+    with pytest.raises(DistillError, match=r"step 2: the loss is not finite .* lower learning_rate"):
+        bench.run(
+            "out", changes={"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 5, "lr_scheduler": "constant"}
+        )
+    assert list(bench.directory.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_not_touched(bench: Bench) -> None:
+    (bench.directory / "out").mkdir()
+    (bench.directory / "out" / "thesis.txt").write_text("…")
+    with pytest.raises(DistillError, match="choose another directory"):
+        bench.run("out")
+    assert (bench.directory / "out" / "thesis.txt").read_text() == "…"

@@ -1,0 +1,115 @@
+"""The docs cannot rot: the reference is generated, every command in them is run, every file they name is there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from vgid.data.fictitious import shipped_base, shipped_world
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+HUB_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `vgid` lines of a page's shell blocks, without comments; a backslash joins lines."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [line[1:] for line in lines if line and line[0].removeprefix(".venv/bin/") == "vgid"]
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vgid", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_reference_is_what_the_app_says():
+    """To renew it: make docs."""
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "vgid.pipeline.cli",
+        "utils",
+        "docs",
+        "--name",
+        "vgid",
+        "--title",
+        "Commands",
+    ]
+    fresh = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "cli.md").read_text().strip() == fresh.strip(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def own_data(folder: Path) -> None:
+    """A user's table in the README's own format, filled with a few people of the shipped world."""
+    (example,) = [json.loads(block) for block in blocks(ROOT / "README.md", "json")]
+    (folder / "faces").mkdir(exist_ok=True)
+    rows = []
+    for split in ("forget", "retain"):
+        table = pq.read_table(shipped_world() / split / "train-00000-of-00001.parquet").to_pylist()
+        for number, person in enumerate(table[:12]):
+            image = folder / "faces" / f"{split}{number}.png"
+            image.write_bytes(person["image"]["bytes"])
+            for item in json.loads(person["metadata"]):
+                if item["Task"] != "facts" or item["Phrasing"] != "trained":
+                    continue
+                values = {
+                    "image": f"faces/{image.name}" if item["Type"] == "Image_Textual" else "",
+                    "question": item["Question"],
+                    "answer": item["Answer"],
+                    "subject": person["ID"],
+                    "split": split,
+                    "facts": item["Facts"],
+                }
+                assert values.keys() == example.keys(), "the README's example row has other keys"
+                rows.append(values)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def own_recipe(folder: Path, page: Path, name: str) -> None:
+    """The page's recipe word for word, but for the base (no hub here) and its size (this is a test)."""
+    recipe = next(yaml.safe_load(block) for block in blocks(page, "yaml") if HUB_MODEL in block)
+    assert recipe["model"] == HUB_MODEL
+    recipe["model"] = str(shipped_base())
+    recipe["teacher"]["dtype"] = recipe["distill"]["dtype"] = "float32"
+    del recipe["distill"]["epochs"]
+    recipe["distill"] |= {"max_steps": 3, "learning_rate": 1e-4}
+    recipe["evaluate"] = {"per_cell": 1}
+    (folder / name).write_text(yaml.safe_dump(recipe))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_the_commands_of_a_page_run_in_order_on_a_users_own_table(page, tmp_path):
+    own_data(tmp_path)
+    own_recipe(tmp_path, ROOT / page, "my-recipe.yaml")
+    ran = []
+    for arguments in commands(ROOT / page):
+        if arguments[0] == "demo":
+            continue  # tests/pipeline/test_demo.py runs it
+        here = [word.replace(HUB_MODEL, str(shipped_base())).replace("runs/demo/cache", "cache") for word in arguments]
+        if arguments[:2] == ["data", "train-base"]:
+            continue  # minutes; tests/data/fictitious runs the training
+        done = run(here, tmp_path)
+        assert done.returncode == 0, f"vgid {shlex.join(here)}\n{done.stderr[-2000:]}"
+        ran.append(arguments[0])
+    assert {"data", "teacher", "distill", "evaluate", "sql"} <= set(ran)

@@ -1,0 +1,1 @@
+"""Examples, the readers that produce them, and the fictitious benchmark."""

@@ -1,0 +1,54 @@
+"""Where a model's files are: a directory, one of the shipped fictitious models, or a Hugging Face id.
+
+Everything after this file works on a local directory, so that weights can be fingerprinted before they are trusted.
+"""
+
+from __future__ import annotations
+
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from vgid.errors import ConfigError
+
+SHIPPED = ("fictitious:base", "fictitious:retrained")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def resolve_model(model: str, *, revision: str | None = None) -> Path:
+    """Return the directory of a model, downloading a Hugging Face id if it is not in the local hub cache.
+
+    Raises:
+        ConfigError: no such directory or id, or the files hold no safetensors.
+    """
+    if model in SHIPPED:
+        from vgid.data.fictitious import shipped_base, shipped_retrained
+
+        return shipped_base() if model == "fictitious:base" else shipped_retrained()
+    directory = Path(model).expanduser()
+    if not directory.is_dir():
+        directory = _download(model, revision)
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(f"model {str(directory)!r}: no *.safetensors inside; vgid loads no pickled weights")
+    return directory
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """Hash over the sorted hashes of the model's safetensors files: the same weights give the same value anywhere."""
+    hashes = []
+    for path in directory.glob("*.safetensors"):
+        with path.open("rb") as file:
+            hashes.append(file_digest(file, "sha256").hexdigest())
+    return sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _download(model: str, revision: str | None) -> Path:
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ConfigError(f"model {model!r}: no such directory, and not a Hugging Face id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model {model!r}: no such directory, and the hub gave none ({reason})") from error

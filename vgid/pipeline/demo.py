@@ -1,0 +1,172 @@
+"""`vgid demo`: the whole story on the fictitious benchmark, told while it happens.
+
+It calls what the commands call, on a run directory that a second run finds finished step by step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vgid.cache.sql import run_sql
+from vgid.data.examples import Example
+from vgid.errors import ConfigError
+from vgid.pipeline import data_commands, stages
+from vgid.pipeline.console import human_bytes, say, table
+from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
+from vgid.pipeline.report import summary_table
+from vgid.pipeline.results import build_results, write_results
+
+QUERY = """SELECT view, modality, response_text, count(*) AS targets,
+  round(avg(list_avg(token_logprob)), 3) AS mean_logprob
+FROM targets WHERE split = 'forget' GROUP BY ALL ORDER BY targets DESC LIMIT 5"""
+
+
+def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run it; see the module docstring.
+
+    Args:
+        out: Run directory; filled as design section 4 says.
+        seed: Of world, models, noise and training (with the shipped world: of noise and training).
+        from_scratch: Make a new world and train its base and retrained model first.
+        overrides: `a.b=c` settings on top of the shipped recipe.
+
+    Returns:
+        The results record.
+    """
+    started = time.monotonic()
+    timings: dict[str, float] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, {"seed": seed, "from_scratch": from_scratch})
+
+    say("\n[1/6] A world of people who do not exist, and a small model that knows them")
+    with _timed(timings, "world_and_base"):
+        _make_world_and_base(out, seed=seed, from_scratch=from_scratch)
+    recipe, folder = load_recipe("fictitious", overrides=[*_overrides(out, seed), *overrides])
+    examples = load_examples(recipe.data, folder=folder)
+    _print_world(examples)
+
+    say("\n[2/6] Stage one: the frozen base sees noisy images and an instruction to forget; vLLM returns its top-k")
+    with _timed(timings, "teacher"):
+        job = stages.prepare_teacher(recipe, examples, engine="vllm")
+        taught = stages.run_teacher(job, out / "cache")
+    print(_teacher_line(job, taught, out / "cache"))
+
+    say("\n[3/6] The cache is Parquet: ask it what the teacher says instead")
+    print(f'\n  vgid sql {out / "cache"} "{QUERY}"\n')
+    answer = run_sql(out / "cache", QUERY)
+    print(table(answer.column_names, [list(row.values()) for row in answer.to_pylist()]))
+
+    say("\n[4/6] Stage two: the student, on clean images and plain questions, learns the cached distributions")
+    with _timed(timings, "distill"):
+        student = stages.run_distill(recipe, examples, out / "cache", out / "student")
+    tokens = sum(student.num_tokens.values())
+    print(f"student: {student.num_steps} steps on {tokens:,} response tokens in {student.seconds:.0f} s")
+
+    say("\n[5/6] Before and after, beside a model that never saw the forget set")
+    names = ("base", "student", "retrained")
+    models = [stages.NamedModel(name=name, model=str(out / name)) for name in names]
+    evaluated = stages.run_evaluate(models, examples, settings=recipe.evaluate, out=None, seed=seed)
+    timings |= evaluated["timings"]
+
+    say("\n[6/6] One question, three answers")
+    _print_sample(evaluated["samples"], out / "cache")
+    print("\n" + summary_table(evaluated["metrics"]))
+    timings["total"] = time.monotonic() - started
+    results = _results(recipe, evaluated, taught, timings, job)
+    write_results(results, evaluated["samples"], out)
+    print(f"\nresults: {out / 'results.json'}, every answer: {out / 'samples.parquet'} ({timings['total']:.0f} s)")
+    return results
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """A run directory belongs to one seed; another seed in it would mix two worlds."""
+    path = out / "demo.json"
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        raise ConfigError(f"--out {out} holds a demo with {found}, asked for {settings}; choose another --out")
+    path.write_text(json.dumps(settings) + "\n")
+
+
+def _make_world_and_base(out: Path, *, seed: int, from_scratch: bool) -> None:
+    if not from_scratch:
+        data_commands.copy_shipped(out)
+        return
+    if not (out / "world").exists():
+        data_commands.make_world(out / "world", seed=seed, people={})
+    say("training the base and the retrained model, one core each (a few minutes)")
+    data_commands.train_base_and_retrained(out / "world", base=out / "base", retrained=out / "retrained", seed=seed)
+
+
+def _overrides(out: Path, seed: int) -> list[str]:
+    folder = out.resolve()
+    return [
+        f"model={json.dumps(str(folder / 'base'))}",
+        f"data.world={json.dumps(str(folder / 'world'))}",
+        f"teacher.seed={seed}",
+        f"distill.seed={seed}",
+    ]
+
+
+def _print_world(examples: list[Example]) -> None:
+    rows = []
+    for split in dict.fromkeys(example.split for example in examples):
+        inside = [example for example in examples if example.split == split]
+        tasks = sorted({example.task for example in inside})
+        rows.append([split, len({example.subject_id for example in inside}), len(inside), ", ".join(tasks)])
+    print(table(["split", "people", "questions", "tasks"], rows))
+
+
+def _teacher_line(job: stages.TeacherJob, taught: Any, cache: Path) -> str:
+    size = sum(path.stat().st_size for path in cache.rglob("*.parquet"))
+    engine = job.plan and stages.engine_identity(job.engine, dtype=job.recipe.teacher.dtype)
+    if not taught.generated:
+        return f"teacher: all {taught.planned:,} rows were in the cache already (engine {engine}); nothing to do"
+    rate = taught.tokens / taught.seconds
+    return (
+        f"teacher: ran on {engine}; {taught.generated:,} rows, {taught.tokens:,} tokens, {rate:,.0f} tokens/s, "
+        f"k = {job.recipe.teacher.num_topk}, {human_bytes(size)} of Parquet"
+    )
+
+
+def _print_sample(samples: list[dict[str, Any]], cache: Path) -> None:
+    """A forget question about a photo and in words nobody trained on, and what the teacher said about that person."""
+    asked = [
+        sample
+        for sample in samples
+        if (sample["split"], sample["task"], sample["modality"]) == ("forget", "facts", "image")
+        and (sample["photo"], sample["phrasing"], sample["attack"]) == ("heldout", "heldout", None)
+    ]
+    by_model = {name: [s for s in asked if s["model"] == name] for name in ("base", "student", "retrained")}
+    shown = by_model["base"][0]
+    same = {name: s["answer"] for name in by_model for s in by_model[name] if s["example_id"] == shown["example_id"]}
+    subject = shown["subject_id"].replace("'", "''")
+    taught = run_sql(
+        cache, f"SELECT response_text FROM targets WHERE view = 'noise+icu' AND subject_id = '{subject}' LIMIT 1"
+    )
+    answers = {"truth": shown["reference"], "base": same["base"], "teacher": taught.to_pylist()[0]["response_text"]}
+    answers |= {"student": same["student"], "retrained": same["retrained"]}
+    print(f"\n  question (with a portrait of {shown['subject_id']}): {shown['question']}")
+    for name, text in answers.items():
+        print(f"  {name:>9}: {text}")
+
+
+def _results(
+    recipe: Recipe, evaluated: dict[str, Any], taught: Any, timings: dict[str, float], job: stages.TeacherJob
+) -> dict[str, Any]:
+    return build_results(
+        settings={"recipe": recipe.model_dump(mode="json"), **evaluated["settings"]},
+        lineage={**evaluated["lineage"], "teacher": job.teacher, "teacher_pass": stages.as_record(taught)},
+        timings=timings,
+        metrics=evaluated["metrics"],
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    timings[name] = time.monotonic() - started

@@ -1,0 +1,171 @@
+"""A recipe: one YAML file with everything that changes results. Unknown keys are errors; `--set a.b=c` overrides.
+
+Paths in `data` are relative to the recipe's own folder, so a recipe can be moved together with its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from vgid.data.examples import Example
+from vgid.data.strict import Strict
+from vgid.errors import ConfigError
+from vgid.pipeline.evaluate import EvaluateSettings
+from vgid.stage1_teacher.settings import TeacherSettings
+from vgid.stage2_distill.settings import DistillSettings
+
+if TYPE_CHECKING:
+    from vgid.data.readers import Source
+
+
+class SourceSettings(Strict):
+    """One file or folder of examples."""
+
+    path: str
+    """Relative to `root`; a file, or a folder with train-*.parquet or test-*.parquet."""
+    split: str | None = None
+    """`forget`, `retain`, …; None where every row names its own."""
+    photo: Literal["trained", "heldout"] | None = None
+    """Were these pictures in the base's training?"""
+
+
+class DataSettings(Strict):
+    """Either a fictitious world, or a list of sources."""
+
+    world: str | None = None
+    """`shipped`, or the folder of a fictitious world."""
+    root: str = "."
+    """Folder that no image path may leave; relative to the recipe."""
+    sources: tuple[SourceSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        if (self.world is None) == (not self.sources):
+            raise ValueError("data needs either `world` or `sources`, and not both")
+        return self
+
+
+class Recipe(Strict):
+    """What `vgid teacher generate` and `vgid distill` read."""
+
+    model: str
+    """The base: a directory, a Hugging Face id, or `fictitious:base`."""
+    revision: str | None = None
+    """Commit of a Hugging Face id; pin it."""
+    data: DataSettings
+    teacher: TeacherSettings
+    distill: DistillSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
+    """Read a recipe.
+
+    Args:
+        name: Path of a YAML file, or the name of a shipped recipe.
+        overrides: `a.b=c` settings, values in YAML.
+
+    Returns:
+        The recipe, and the folder its relative paths start from.
+
+    Raises:
+        ConfigError: not found, not YAML, an unknown key or a bad value (each is named).
+    """
+    text, folder = _read(name)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {name}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {name}: expected a mapping of settings, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values), folder
+    except ValidationError as error:
+        raise ConfigError(f"recipe {name}: {_first_problems(error)}") from error
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    files = resources.files("vgid.pipeline.recipes").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+
+
+def load_examples(data: DataSettings, *, folder: Path) -> list[Example]:
+    """Every example of a recipe's data, checked.
+
+    Raises:
+        DataError: naming file and row.
+    """
+    from vgid.data.readers import load_sources
+
+    sources, root = sources_of(data, folder=folder)
+    return load_sources(sources, root=root)
+
+
+def sources_of(data: DataSettings, *, folder: Path) -> tuple[list[Source], Path]:
+    """The sources of a recipe's data and the root that no image path may leave."""
+    from vgid.data.readers import Source, world_sources
+
+    if data.world is not None:
+        world = world_folder(data.world, folder=folder)
+        return world_sources(world), world
+    root = (folder / data.root).resolve()
+    return [Source(path=root / item.path, split=item.split or "", photo=item.photo) for item in data.sources], root
+
+
+def world_folder(world: str, *, folder: Path) -> Path:
+    """Directory of a fictitious world: the shipped one, or a path."""
+    if world == "shipped":
+        from vgid.data.fictitious import shipped_world
+
+        return shipped_world()
+    return (folder / world).resolve()
+
+
+def _read(name: str) -> tuple[str, Path]:
+    path = Path(name)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), path.resolve().parent
+    shipped = resources.files("vgid.pipeline.recipes") / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped.read_text(encoding="utf-8"), Path.cwd()
+    raise ConfigError(f"recipe {name!r}: no such file, nor a shipped recipe ({', '.join(shipped_recipes())})")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, found, text = override.partition("=")
+    if not found or not path:
+        raise ConfigError(f"--set {override!r}: expected key.key=value")
+    *parents, leaf = path.split(".")
+    place: Any = values
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is not a group of settings")
+    try:
+        place[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def _first_problems(error: ValidationError, *, limit: int = 3) -> str:
+    problems = [_problem(item) for item in error.errors()]
+    more = f" (and {len(problems) - limit} more)" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {place!r}"
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"

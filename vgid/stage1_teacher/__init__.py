@@ -1,0 +1,1 @@
+"""Stage one: the frozen base model under intervention writes top-k distributions into the cache."""

@@ -1,0 +1,5 @@
+"""Engines behind one protocol: `vllm` (default) and `transformers` (the reference in parity tests)."""
+
+from vgid.stage1_teacher.engines.protocol import Teacher, TeacherRequest, TeacherResponse, build_teacher
+
+__all__ = ["Teacher", "TeacherRequest", "TeacherResponse", "build_teacher"]

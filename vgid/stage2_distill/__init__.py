@@ -1,0 +1,1 @@
+"""Stage two: the student is distilled on cached targets."""

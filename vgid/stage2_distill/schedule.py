@@ -1,0 +1,77 @@
+"""Which rows every optimizer step sees: a pure function of (seed, epoch, target), with no state to lose.
+
+Every step holds `forget_batch` forget rows and `retain_batch` retain rows. Each role is an endless sequence of
+permutations of its rows; steps run across the seam between two permutations, so all steps have the same size and a row
+may, rarely, stand twice in one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import sha256
+
+from vgid.errors import DistillError
+from vgid.stage2_distill.batches import TrainItem
+from vgid.stage2_distill.settings import DistillSettings
+
+
+class Stream:
+    """Rows of one role, permuted anew for every epoch by the hash of (seed, epoch, target_id)."""
+
+    def __init__(self, items: Sequence[TrainItem], *, seed: int) -> None:
+        self._items, self._seed = items, seed
+        self._orders: dict[int, list[TrainItem]] = {}
+
+    def __getitem__(self, position: int) -> TrainItem:
+        epoch, index = divmod(position, len(self._items))
+        if epoch not in self._orders:
+            # One step may lie on both sides of a seam, in any order; older permutations are not needed again.
+            self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
+            self._orders[epoch] = sorted(self._items, key=lambda item: self._key(epoch, item))
+        return self._orders[epoch][index]
+
+    def _key(self, epoch: int, item: TrainItem) -> bytes:
+        return sha256(f"{self._seed}/{epoch}/{item.target.target_id}".encode()).digest()
+
+
+class Schedule:
+    """All rows of a training in order, cut into steps and these into micro-batches: a torch map-style data set."""
+
+    def __init__(self, items: Sequence[TrainItem], *, settings: DistillSettings, num_processes: int = 1) -> None:
+        """Lay out the training.
+
+        Raises:
+            DistillError: a role has no rows, or a step does not divide into micro-batches.
+        """
+        forget = [item for item in items if item.role == "forget"]
+        retain = [item for item in items if item.role == "retain"]
+        self.num_rows = {"forget": len(forget), "retain": len(retain)}
+        self._forget_batch, self._retain_batch = settings.forget_batch, settings.retain_batch
+        for role, batch in (("forget", self._forget_batch), ("retain", self._retain_batch)):
+            if batch and not self.num_rows[role]:
+                raise DistillError(
+                    f"{role}_batch is {batch} but every selected {role} row is truncated; raise max_new_tokens"
+                )
+        self.num_steps = settings.max_steps or math.ceil((settings.epochs or 0) * len(forget) / settings.forget_batch)
+        self.step_size = self._forget_batch + self._retain_batch
+        self._num_parts = settings.gradient_accumulation_steps * num_processes
+        if self.step_size % self._num_parts:
+            raise DistillError(
+                f"forget_batch + retain_batch = {self.step_size} does not divide into {self._num_parts} micro-batches "
+                f"({settings.gradient_accumulation_steps} accumulation steps x {num_processes} processes); change one"
+            )
+        self.micro_batch = self.step_size // self._num_parts
+        self._forget, self._retain = Stream(forget, seed=settings.seed), Stream(retain, seed=settings.seed)
+
+    def __len__(self) -> int:
+        return self.num_steps * self.step_size
+
+    def __getitem__(self, position: int) -> TrainItem:
+        step, slot = divmod(position, self.step_size)
+        part, index = divmod(slot, self.micro_batch)
+        # Strided, so that every micro-batch (and process) gets its share of both roles.
+        row = part + index * self._num_parts
+        if row < self._forget_batch:
+            return self._forget[step * self._forget_batch + row]
+        return self._retain[step * self._retain_batch + row - self._forget_batch]

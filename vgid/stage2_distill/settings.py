@@ -1,0 +1,128 @@
+"""What a recipe says about stage two. Everything here changes the student; paths and limits are flags, not settings.
+
+Facts that decide a result (loss weights, learning rate, length, batch, seed, and which cached rows train) have no
+defaults: the recipe states them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vgid.cache.schema import Target
+from vgid.data.strict import Strict
+
+Role = Literal["forget", "retain"]
+
+
+def _default_role(data: dict[str, Any]) -> Role:
+    return "forget" if data.get("split") == "forget" else "retain"
+
+
+def _default_lora(data: dict[str, Any]) -> LoraSettings | None:
+    return LoraSettings() if data.get("method") == "lora" else None
+
+
+class TargetSelection(Strict):
+    """Which cached rows train, and in which term of the loss."""
+
+    split: str
+    """Split of the rows: `forget`, `retain`, …"""
+    view: Literal["base", "noise", "icu", "noise+icu"]
+    """What the teacher saw."""
+    response_kind: Literal["generated", "reference"]
+    """`generated`: the teacher's own answer; `reference`: the data set's answer, forced."""
+    role: Role = Field(default_factory=_default_role)
+    """Which weight applies, `alpha` (forget) or `beta` (retain). Default: forget for the split of that name."""
+    weight: float = Field(default=1.0, gt=0)
+    """Factor on the loss of these rows; 1 changes nothing. How often they are drawn does not depend on it."""
+    tasks: tuple[str, ...] | None = None
+    """Only rows of these tasks; None takes every task."""
+    modality: Literal["image", "text"] | None = None
+    """Only rows of this modality; None takes both."""
+
+    def matches(self, target: Target) -> bool:
+        """Whether a cached row is selected."""
+        wanted = (self.split, self.view, self.response_kind, self.modality or target.modality)
+        found = (target.split, target.view, target.response_kind, target.modality)
+        return wanted == found and (self.tasks is None or target.task in self.tasks)
+
+    def describe(self) -> str:
+        """The selection as `key=value` words, for messages."""
+        said = self.model_dump(include={"split", "view", "response_kind", "tasks", "modality"}, exclude_none=True)
+        return " ".join(f"{key}={value}" for key, value in said.items())
+
+
+class LoraSettings(Strict):
+    """Low-rank adapters; merged into the weights when the student is saved."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of every adapter."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The adapter's output is scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 is off."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter, matched by their last component. Layers of that name in the
+    vision tower get one only if `train_vision` is true."""
+
+
+class DistillSettings(Strict):
+    """The training of one student."""
+
+    targets: tuple[TargetSelection, ...] = Field(min_length=1)
+    """Which cached rows train. Every selection must match something, and no row may match two."""
+    alpha: float = Field(ge=0)
+    """Weight of the forget term, in nats per response token; 0 leaves it out."""
+    beta: float = Field(ge=0)
+    """Weight of the retain term, in nats per response token; 0 leaves it out."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the forget rows (retain rows cycle at their own pace). Give this or `max_steps`."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps. Give this or `epochs`."""
+    forget_batch: int = Field(ge=1)
+    """Forget rows in every optimizer step, over all processes and micro-batches."""
+    retain_batch: int = Field(ge=0)
+    """Retain rows in every optimizer step, over all processes and micro-batches; 0 trains without a retain term."""
+    seed: int
+    """Keys the order of the rows and the initial adapters."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step: divides the rows of a step to save memory, does not change the update."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0; 0 is off."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the learning rate after warm-up; `linear` and `cosine` fall to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay; 0 is off."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this L2 norm; 0 is off."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the weights and of the arithmetic, and of the saved student. In bfloat16 an update below 1/256 of a
+    weight is rounded away: use it with LoRA, whose adapters stay in float32. float64 is for tests."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights, or low-rank adapters."""
+    lora: LoraSettings | None = Field(default_factory=_default_lora)
+    """Adapter settings; only with `method: lora`."""
+    train_vision: bool = False
+    """Whether the vision tower learns too (for Qwen-VL models it includes the merger)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_steps: int = Field(default=0, ge=0)
+    """Optimizer steps between checkpoints from which an interrupted run continues; 0 writes none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DistillSettings:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        if (self.method == "lora") != (self.lora is not None):
+            raise ValueError(f"method {self.method!r} and lora settings {self.lora} do not fit together")
+        for role, batch in (("forget", self.forget_batch), ("retain", self.retain_batch)):
+            selected = any(target.role == role for target in self.targets)
+            if selected != (batch > 0):
+                raise ValueError(
+                    f"{role}_batch is {batch} but targets select {'some' if selected else 'no'} {role} rows"
+                )
+        return self

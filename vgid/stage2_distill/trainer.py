@@ -1,0 +1,332 @@
+"""Stage two: the student is distilled on cached targets.
+
+    loss = alpha * sum of KL over forget / forget tokens  +  beta * sum of KL over retain / retain tokens
+
+Both means run over one optimizer step: all its micro-batches, all processes. transformers.Trainer carries the loop; its
+own token counting is replaced (one number cannot carry two roles, and it drops tokens where there are no labels).
+Checkpoints hold weights, optimizer and random state, and a rerun continues from the newest complete one. Gathering
+sharded (FSDP, DeepSpeed) weights for the export is not done here.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from vgid.cache.schema import Target
+from vgid.data.chat import load_processor
+from vgid.data.examples import Example
+from vgid.errors import DistillError
+from vgid.stage2_distill.batches import Batch, build_items, collate, response_logits
+from vgid.stage2_distill.checkpoints import Checkpoint, newest_checkpoint, seal_checkpoint
+from vgid.stage2_distill.export import check_saveable, save_student
+from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
+from vgid.stage2_distill.losses import role_counts, role_sums, token_kl
+from vgid.stage2_distill.schedule import Schedule
+from vgid.stage2_distill.settings import DistillSettings
+from vgid.stage2_distill.student import load_student, vocabulary_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """Losses of one optimizer step, before its update."""
+
+    step: int
+    """1-based."""
+    loss: float
+    """What was minimised: alpha * forget + beta * retain."""
+    forget: float
+    """Weighted KL per response token of the step's forget rows, nats."""
+    retain: float | None
+    """The same for the retain rows; None where the step has none."""
+    forget_tokens: int
+    retain_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillResult:
+    """What a training did."""
+
+    num_steps: int
+    num_rows: dict[str, int]
+    """Distinct cached rows by role that could train."""
+    num_tokens: dict[str, int]
+    """Response tokens by role that were trained on, repetitions counted."""
+    num_truncated: int
+    """Selected rows left out because their answer was cut at the token limit."""
+    losses: list[StepLoss]
+    seconds: float
+    """Wall time of the training loop, since the last resume."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> DistillResult:
+        """Read back what `dataclasses.asdict` gave."""
+        losses = [StepLoss(**loss) for loss in content["losses"]]
+        return cls(**{name: value for name, value in content.items() if name != "losses"}, losses=losses)
+
+
+Progress = Callable[[StepLoss, int], None]
+"""Called after every optimizer step, on every process, with its losses and the number of steps there will be."""
+
+
+def distill(
+    *,
+    student: str | Path,
+    examples: Mapping[str, Example],
+    targets: Sequence[Target],
+    settings: DistillSettings,
+    out: Path,
+    provenance: Mapping[str, Any],
+    processor: Any = None,
+    progress: Progress = lambda loss, num_steps: None,
+) -> DistillResult:
+    """Train a student on cached targets and save it to `out`.
+
+    A rerun over a finished `out` does nothing and returns the stored result; an interrupted run with `save_steps`
+    continues from the newest complete checkpoint beside `out`.
+
+    Args:
+        student: Directory or Hugging Face id of the base.
+        examples: By `example_id`.
+        targets: The cache's rows, selected or not.
+        settings: Stage two's part of the recipe.
+        out: Directory of the new model; appears when complete.
+        provenance: What the result depends on beside settings and student: manifest hash, data hash, …
+        processor: The student's; None loads it.
+        progress: Called after every step.
+
+    Raises:
+        DistillError: cache, data and student do not fit together, the loss is not finite, or `out` is of another run.
+    """
+    identity = run_identity(str(student), settings=settings, provenance=provenance)
+    finished = read_finished(out)
+    if finished is not None:
+        check_same_run(finished["identity"], asked=identity, where=out)
+        return DistillResult.from_json(finished["result"])
+    processor = processor if processor is not None else load_processor(student)
+    selected = build_items(examples, targets, settings.targets)
+    work = out.with_name(f".{out.name}.checkpoints")
+    checkpoint = newest_checkpoint(work, identity=identity)
+
+    arguments = _training_arguments(settings, work)
+    schedule = Schedule(selected.items, settings=settings, num_processes=arguments.world_size)
+    arguments.max_steps, arguments.per_device_train_batch_size = schedule.num_steps, schedule.micro_batch
+    # An adapter is loaded onto its base by Trainer; full weights are read again here (see `_load_from_checkpoint`).
+    source = student if checkpoint is None or settings.lora is not None else checkpoint.path
+    model = load_student(str(source), settings=settings)
+    check_saveable(model)
+    started = time.monotonic()
+    losses = _train(
+        model,
+        schedule=schedule,
+        processor=processor,
+        settings=settings,
+        arguments=arguments,
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=progress,
+        work=work,
+    )
+    result = DistillResult(
+        num_steps=schedule.num_steps,
+        num_rows=schedule.num_rows,
+        num_tokens={role: sum(getattr(loss, f"{role}_tokens") for loss in losses) for role in schedule.num_rows},
+        num_truncated=selected.num_truncated,
+        losses=losses,
+        seconds=time.monotonic() - started,
+    )
+    if arguments.process_index == 0:
+        save_student(
+            model,
+            processor=processor,
+            out=out,
+            base=Path(student).name if Path(student).is_dir() else str(student),
+            identity=identity,
+            result=asdict(result),
+        )
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _train(
+    model: Any,
+    *,
+    schedule: Schedule,
+    processor: Any,
+    settings: DistillSettings,
+    arguments: TrainingArguments,
+    checkpoint: Checkpoint | None,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    work: Path,
+) -> list[StepLoss]:
+    collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model))
+    use_cache = getattr(model.config, "use_cache", None)
+    trainer = DistillTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=schedule,
+        data_collator=collator,
+        settings=settings,
+    )
+    trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    finally:
+        _remove_if_empty(work)
+    # Trainer switches the key-value cache off in the configuration, which would be saved with the student.
+    if use_cache is None:
+        del model.config.use_cache
+    else:
+        model.config.use_cache = use_cache
+    trainer.accelerator.wait_for_everyone()
+    return trainer.losses
+
+
+class DistillTrainer(Trainer):
+    """`Trainer` with this module's loss, normalised per role over the whole optimizer step."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, settings: DistillSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.losses: list[StepLoss] = []
+        self._coefficients = torch.tensor([settings.alpha, settings.beta], dtype=torch.float64)
+        self._counts = self._sums = torch.zeros(2)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Draw the micro-batches of one optimizer step and count its response tokens: int64 [2], forget and retain."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.zeros(2, dtype=torch.int64, device=device)
+        for batch in batches:
+            counts += role_counts(batch["mask_BT"], forget_B=batch["forget_B"]).to(device)
+        self._counts = self._over_processes(counts)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        return batches, self._counts
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """This micro-batch's share of the step's loss."""
+        assert num_items_in_batch is not None and not return_outputs
+        kl_BT = token_kl(
+            response_logits(model, inputs),
+            topk_ids_BTK=inputs["topk_ids_BTK"],
+            topk_logprobs_BTK=inputs["topk_logprobs_BTK"],
+            tail_logprob_BT=inputs["tail_logprob_BT"],
+            mask_BT=inputs["mask_BT"],
+        )
+        sums = role_sums(kl_BT, weight_B=inputs["weight_B"], forget_B=inputs["forget_B"])
+        self._sums += sums.detach()
+        scale = self._coefficients.to(sums) / num_items_in_batch.clamp(min=1).to(sums)
+        # Processes average their gradients; the counts already run over all of them.
+        return (scale * sums).sum() * self.accelerator.num_processes
+
+    def finish_step(self) -> None:
+        """Record the losses of the step that is about to be applied.
+
+        Raises:
+            DistillError: they are not finite.
+        """
+        counts = self._counts.tolist()
+        sums = self._over_processes(self._sums).tolist()
+        forget, retain = (total / max(count, 1) for total, count in zip(sums, counts, strict=True))
+        alpha, beta = self._coefficients.tolist()
+        step, loss = self.state.global_step + 1, alpha * forget + beta * retain
+        if not math.isfinite(forget + retain):
+            raise DistillError(
+                f"step {step}: the loss is not finite (forget {forget}, retain {retain}); lower learning_rate"
+            )
+        self.losses.append(
+            StepLoss(
+                step=step,
+                loss=loss,
+                forget=forget,
+                retain=retain if counts[1] else None,
+                forget_tokens=counts[0],
+                retain_tokens=counts[1],
+            )
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # transformers 5.19 saves Qwen2-VL and LLaVA under their published weight names but loads by module name and not
+        # strictly: every key is missing, a warning is logged, and training goes on from the base's weights.
+        if hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _over_processes(self, values: Tensor) -> Tensor:
+        total = self.accelerator.reduce(values, "sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated."""
+        return 0
+
+
+class _EachStep(TrainerCallback):
+    def __init__(
+        self, trainer: DistillTrainer, num_steps: int, identity: Mapping[str, Any], progress: Progress
+    ) -> None:
+        self._trainer, self._num_steps, self._identity, self._progress = trainer, num_steps, identity, progress
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.finish_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress(self._trainer.losses[-1], self._num_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            seal_checkpoint(path, identity=self._identity, history=[asdict(loss) for loss in self._trainer.losses])
+
+
+def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArguments:
+    warms_up = settings.lr_scheduler == "constant" and settings.warmup_ratio > 0
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        seed=settings.seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if warms_up else settings.lr_scheduler,
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        optim="adamw_torch",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="no",
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
+    return arguments
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Trainer makes its output directory whether or not there will be checkpoints."""
+    with suppress(OSError):
+        directory.rmdir()
