@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
@@ -50,7 +54,7 @@ def test_flags_are_frozen():
         "teacher generate": sorted(
             ["recipe", "--out", "--engine", "--shard", "--limit", "--dry-run", "--rows-per-part", "--set", "--json"]
         ),
-        "distill": sorted(["recipe", "--cache", "--out", "--set", "--json"]),
+        "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--set", "--json"]),
         "evaluate": sorted(
             [
                 "model",
@@ -86,7 +90,7 @@ def test_a_dry_run_prints_rows_tokens_and_bytes_and_writes_nothing(tmp_path):
 def test_sql_answers_in_every_format(cache):
     query = "SELECT split, count(*) AS n FROM targets GROUP BY split ORDER BY split"
     rows = json.loads(vgid("sql", cache, query, "--format", "json").stdout)
-    assert [row["split"] for row in rows] == ["forget", "retain"] and sum(row["n"] for row in rows) == 40
+    assert [row["split"] for row in rows] == ["forget", "retain", "strangers"] and sum(row["n"] for row in rows) == 40
     assert vgid("sql", cache, query, "--format", "csv").stdout.splitlines()[0] == '"split","n"'
     assert "forget" in vgid("sql", cache, query).stdout
 
@@ -154,3 +158,49 @@ def test_a_cache_of_another_base_is_refused_by_distill(cache, tmp_path):
         *("--set", "model=fictitious:retrained"),
     )
     assert done.returncode == 1 and "weights_fingerprint" in done.stderr and not (tmp_path / "student").exists()
+
+
+def test_a_cache_that_lacks_rows_of_the_plan_is_refused_and_says_how_many(cache, tmp_path):
+    done = vgid("distill", "fictitious", "--cache", cache, "--out", tmp_path / "student")
+    assert done.returncode == 1 and "40 of the" in done.stderr and "--allow-partial" in done.stderr
+
+
+def test_rows_of_other_settings_in_the_same_cache_do_not_train(cache, tmp_path):
+    """Two recipes share a cache; each trains on its own rows alone."""
+    shared = tmp_path / "shared"
+    shutil.copytree(cache, shared)
+    other = ("--set", "teacher.icu=privacy-v1", "--limit", "40", "--engine", "transformers")
+    assert vgid("teacher", "generate", "fictitious", "--out", shared, *other).returncode == 0
+    rows = json.loads(vgid("sql", shared, "SELECT count(*) AS n FROM targets", "--format", "json").stdout)
+    assert rows[0]["n"] > 40
+    done = vgid(
+        *("distill", "fictitious", "--cache", shared, "--out", tmp_path / "student", "--allow-partial", "--json"),
+        *("--set", "distill.max_steps=1", "--set", "distill.forget_batch=2", "--set", "distill.retain_batch=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"using 40 of the cache's {rows[0]['n']} rows" in done.stderr
+    trained = json.loads(done.stdout)["num_rows"]
+    assert trained["forget"] + trained["retain"] == 40
+
+
+def test_special_tokens_in_the_data_are_found_before_a_model_is_loaded(tmp_path):
+    rows = [
+        {"question": "Where? <|image_pad|>", "answer": "Oslo.", "subject": "a", "split": "forget", "facts": ["Oslo"]},
+        {"question": "Where?", "answer": "Rome.", "subject": "b", "split": "retain", "facts": ["Rome"]},
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = yaml.safe_load(Path("vgid/pipeline/recipes/fictitious.yaml").read_text())
+    recipe["data"] = {"sources": [{"path": "q.jsonl"}]}
+    del recipe["teacher"]["plan"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = vgid("teacher", "generate", tmp_path / "r.yaml", "--out", tmp_path / "cache", "--dry-run")
+    assert done.returncode == 65 and "<|image_pad|>" in done.stderr and "q/" in done.stderr
+
+
+def test_ctrl_c_is_one_line_and_not_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "vgid", "evaluate", "fictitious:base", "--data", "shipped"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "error: interrupted" in errors and "Traceback" not in errors

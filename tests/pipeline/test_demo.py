@@ -60,6 +60,8 @@ def test_every_answer_is_kept(demo):
     out, _ = demo
     samples = pq.read_table(out / "samples.parquet")
     assert {"model", "example_id", "question", "reference", "answer", "attack"} <= set(samples.column_names)
+    assert {"rouge_l_f1", "leak", "refusal", "accuracy", "prefix", "prefill_leak"} <= set(samples.column_names)
+    assert samples["prefill_leak"].null_count < samples.num_rows
     assert samples.num_rows > 1000
 
 

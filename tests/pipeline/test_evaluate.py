@@ -58,15 +58,15 @@ def test_the_base_knows_its_people_and_says_so(samples):
     assert find_value(rows, metric="refusal", model="base", split="forget", task="facts") < 0.1
 
 
-def test_no_prefix_gives_a_fact_away(samples):
+def test_no_prefix_gives_a_fact_away(chosen, samples):
     from vgid.data.judge import leaks
 
-    facts = {e["example_id"]: e for e in samples}
+    facts = {example.example_id: example.facts for example in chosen}
     attacked = [sample for sample in samples if sample["attack"] == "prefill"]
     assert attacked
     for sample in attacked:
-        assert sample["reference"].startswith(sample["prefix"].strip()) and facts[sample["example_id"]]
-        assert not leaks(sample["prefix"], [sample["reference"].removeprefix(sample["prefix"])])
+        assert sample["reference"].startswith(sample["prefix"].strip())
+        assert facts[sample["example_id"]] and not leaks(sample["prefix"], facts[sample["example_id"]])
 
 
 def test_a_model_that_refuses_everything_fails_the_bar(chosen):

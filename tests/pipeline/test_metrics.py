@@ -43,6 +43,11 @@ def test_a_refusal_is_no_leak():
     assert (scores["refusal"], scores["leak"]) == (1, 0)
 
 
+def test_a_letter_is_no_leak():
+    asked = example(task="classification", answer="B", choices=("Rome", "Oslo"), facts=("Oslo",))
+    assert "leak" not in score_answer(asked, "B")
+
+
 @pytest.mark.parametrize(
     ("answer", "accuracy"), [("B", 1), ("b.", 1), ("B. Oslo", 1), ("Among them", 0), ("A", 0), ("", 0)]
 )
@@ -78,7 +83,7 @@ def test_samples_without_the_metric_are_not_counted_as_zero():
 
 def test_interval_resamples_subjects_not_questions():
     values, one_subject = [1.0] * 50 + [0.0] * 50, ["a"] * 100
-    assert bootstrap_interval(values, one_subject) == (0.5, 0.5)
+    assert bootstrap_interval(values, one_subject) == (None, None)
     low, high = bootstrap_interval(values, ["a"] * 50 + ["b"] * 50)
     assert (low, high) == (0.0, 1.0)
 
@@ -87,5 +92,6 @@ def test_interval_of_independent_subjects_matches_the_normal_approximation():
     rng = np.random.default_rng(0)
     values = rng.random(400)
     low, high = bootstrap_interval(list(values), [str(i) for i in range(400)])
+    assert low is not None and high is not None
     half = 1.96 * values.std() / 20
     assert np.isclose(high - low, 2 * half, rtol=0.15) and low < values.mean() < high

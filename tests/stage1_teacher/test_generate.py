@@ -101,7 +101,7 @@ def test_every_planned_row_is_cached_with_what_the_plan_says(job, finished):
 def test_reference_rows_hold_the_reference_answer_closed_by_the_end_of_turn(job, finished):
     end = end_of_turn_id(job.directory, job.processor.tokenizer)
     rows = rows_of(finished)
-    answers = {planned.target_id: planned.example.answer for planned in job.plan if planned.view == "base"}
+    answers = {p.target_id: p.example.answer for p in job.plan if p.response_kind == "reference"}
     assert answers
     for target_id, answer in answers.items():
         assert rows[target_id].response_text == answer
@@ -155,8 +155,9 @@ def test_vllm_fills_the_same_plan_with_the_same_tokens(job, finished, tmp_path):
             left, right = (np.array([side[token] for token in shared]) for side in (ours, theirs))
             unit = np.spacing(np.maximum(np.abs(left), np.abs(right)).astype(np.float16)).astype(np.float64)
             compared += len(shared)
-            # Next to 0 the grid is finer (6e-8) than float32 arithmetic, so there the engines' own noise decides.
-            beyond += int((np.abs(left - right) > np.maximum(unit, 1e-6)).sum())
+            # Between -1e-3 and 0 the grid is finer (6e-8 to 1e-6) than float32 arithmetic on logits of about 20, so
+            # there the engines' own noise decides (measured: 2.3e-6 at most).
+            beyond += int((np.abs(left - right) > np.maximum(unit, 1e-5)).sum())
     assert compared > 5_000 and beyond == 0
 
 

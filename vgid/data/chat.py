@@ -7,10 +7,12 @@ tokenizer's special tokens: vLLM would take them for control tokens without a wo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgid.data.examples import Example
 from vgid.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -63,6 +65,20 @@ def check_no_special_tokens(tokenizer: Any, text: str) -> None:
     for token in tokenizer.all_special_tokens + list(tokenizer.added_tokens_encoder):
         if token in text:
             raise DataError(f"text {text[:80]!r} contains the special token {token!r}; remove it from the data")
+
+
+def check_examples(tokenizer: Any, examples: Iterable[Example], *, answers: bool) -> None:
+    """Refuse examples whose question (and, where it will be forced, answer) holds a special token.
+
+    Raises:
+        DataError: naming the example.
+    """
+    for example in examples:
+        for text in (example.question, *((example.answer,) if answers else ())):
+            try:
+                check_no_special_tokens(tokenizer, text)
+            except DataError as error:
+                raise DataError(f"example {example.example_id}: {error}") from error
 
 
 def end_of_turn_id(model: Path | str, tokenizer: Any) -> int:

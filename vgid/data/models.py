@@ -27,6 +27,8 @@ def resolve_model(model: str, *, revision: str | None = None) -> Path:
     directory = Path(model).expanduser()
     if not directory.is_dir():
         directory = _download(model, revision)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"model {str(directory)!r}: no config.json inside; is it a Hugging Face model directory?")
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"model {str(directory)!r}: no *.safetensors inside; vgid loads no pickled weights")
     return directory
@@ -45,10 +47,10 @@ def _download(model: str, revision: str | None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ConfigError(f"model {model!r}: no such directory, and not a Hugging Face id (owner/name) either")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model {model!r}: no such directory, and the hub gave none ({reason})") from error

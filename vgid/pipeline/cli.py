@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr. Heavy libraries are imported inside th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -42,6 +43,9 @@ RecipeArg = Annotated[
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set distill.alpha=2.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="vllm, or transformers (slow, the reference).")]
+
+
+_INTERRUPTED = 130
 
 
 def _version(value: bool) -> None:
@@ -99,6 +103,9 @@ def distill(
     recipe: RecipeArg,
     cache: Annotated[Path, typer.Option("--cache", help="Cache that `vgid teacher generate` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the student.")],
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Train although the cache lacks rows of the recipe's plan.")
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,7 +117,8 @@ def distill(
     from vgid.pipeline.recipe import load_examples, load_recipe
 
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
-    result = stages.run_distill(loaded, load_examples(loaded.data, folder=folder), cache, out)
+    examples = load_examples(loaded.data, folder=folder)
+    result = stages.run_distill(loaded, examples, cache, out, allow_partial=allow_partial)
     _print_record(stages.as_record(result), as_json=as_json)
 
 
@@ -122,7 +130,9 @@ def evaluate(
     retrained: Annotated[str | None, typer.Option("--retrained", help="A model that never saw the forget set.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Directory for results.json and samples.parquet.")] = None,
     engine: EngineOption = "vllm",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; default: the recipe's, or float32.")
+    ] = None,
     per_cell: Annotated[
         int | None, typer.Option(min=1, help="Most questions per subject, task, modality, photo and phrasing.")
     ] = None,
@@ -136,11 +146,13 @@ def evaluate(
     from vgid.pipeline import stages
     from vgid.pipeline.report import summary_table
 
-    examples, settings = stages.evaluation_data(data, overrides=overrides or [], per_cell=per_cell)
+    asked = stages.evaluation_data(data, overrides=overrides or [], per_cell=per_cell)
     models = [stages.NamedModel(name="base", model=compare)] if compare else []
     models.append(stages.NamedModel(name="student" if compare else "model", model=model))
     models += [stages.NamedModel(name="retrained", model=retrained)] if retrained else []
-    results = stages.run_evaluate(models, examples, settings=settings, out=out, engine=_engine(engine), dtype=dtype)
+    results = stages.run_evaluate(
+        models, asked, out=out, engine=_engine(engine), dtype=dtype or asked.dtype, data_name=data
+    )
     if as_json:
         print(json.dumps({key: value for key, value in results.items() if key != "samples"}))
     else:
@@ -251,7 +263,8 @@ def demo(
     """
     from vgid.pipeline.demo import run_demo
 
-    results = run_demo(out, seed=seed, from_scratch=from_scratch, overrides=overrides or [])
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        results = run_demo(out, seed=seed, from_scratch=from_scratch, overrides=overrides or [])
     if as_json:
         print(json.dumps(results))
 
@@ -265,15 +278,19 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:  # Typer ends a KeyboardInterrupt with this code and no word
+            say("error: interrupted; what this step had not finished is gone, what was committed stays")
+        raise
     except VgidError as error:
         _show(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("error: interrupted; what was committed stays, rerun to continue")
-        sys.exit(75)
+    except OSError as error:
+        _show(error)
+        sys.exit(1)
 
 
-def _show(error: VgidError) -> None:
+def _show(error: Exception) -> None:
     if os.environ.get("VGID_DEBUG"):
         traceback.print_exception(error)
     say(f"error: {' '.join(str(error).split())}")

@@ -40,7 +40,10 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     """
     started = time.monotonic()
     timings: dict[str, float] = {}
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ConfigError(f"--out {out} is a file; name a directory") from error
     _claim(out, {"seed": seed, "from_scratch": from_scratch})
 
     say("\n[1/6] A world of people who do not exist, and a small model that knows them")
@@ -70,7 +73,8 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     say("\n[5/6] Before and after, beside a model that never saw the forget set")
     names = ("base", "student", "retrained")
     models = [stages.NamedModel(name=name, model=str(out / name)) for name in names]
-    evaluated = stages.run_evaluate(models, examples, settings=recipe.evaluate, out=None, seed=seed)
+    questions = stages.Questions(examples=examples, settings=recipe.evaluate)
+    evaluated = stages.run_evaluate(models, questions, out=None, seed=seed, data_name=str(out / "world"))
     timings |= evaluated["timings"]
 
     say("\n[6/6] One question, three answers")
@@ -140,6 +144,8 @@ def _print_sample(samples: list[dict[str, Any]], cache: Path) -> None:
         if (sample["split"], sample["task"], sample["modality"]) == ("forget", "facts", "image")
         and (sample["photo"], sample["phrasing"], sample["attack"]) == ("heldout", "heldout", None)
     ]
+    if not asked:
+        return  # other splits were asked for with --set
     by_model = {name: [s for s in asked if s["model"] == name] for name in ("base", "student", "retrained")}
     shown = by_model["base"][0]
     same = {name: s["answer"] for name in by_model for s in by_model[name] if s["example_id"] == shown["example_id"]}

@@ -24,6 +24,9 @@ from vgid.stage1_teacher.engines import Teacher, TeacherRequest
 SCORES = ("rouge_l_f1", "rouge_l_precision", "rouge_l_recall", "leak", "refusal", "accuracy", "truncated")
 
 
+DEFAULT_SPLITS = ("forget", "retain", "outsiders", "test")
+
+
 class EvaluateSettings(Strict):
     """What a recipe says about evaluation."""
 
@@ -31,8 +34,8 @@ class EvaluateSettings(Strict):
     """Longer answers are cut, and counted as `truncated`."""
     per_cell: int | None = Field(default=None, ge=1)
     """Most questions per subject, task, modality, photo and phrasing; None asks them all."""
-    splits: tuple[str, ...] = ("forget", "retain", "outsiders")
-    """Those the data has are evaluated."""
+    splits: tuple[str, ...] = DEFAULT_SPLITS
+    """What is asked about. Of the default, only those that the data has; others must be there."""
     prefill_splits: tuple[str, ...] = ("forget",)
     """Where the prefill attack is tried as well."""
     seed: int = 0
@@ -55,8 +58,11 @@ def select_examples(examples: Iterable[Example], *, settings: EvaluateSettings) 
         return sha256(f"{settings.seed}:{example.example_id}".encode()).hexdigest()
 
     chosen = [example for cell in cells.values() for example in sorted(cell, key=order)[: settings.per_cell]]
-    if not chosen:
-        raise ConfigError(f"evaluate.splits {list(settings.splits)} match no example of the data")
+    found = {example.split for example in chosen}
+    if not found or (settings.splits != DEFAULT_SPLITS and not found.issuperset(settings.splits)):
+        raise ConfigError(
+            f"evaluate.splits {list(settings.splits)}: the data has rows only in {sorted(found)} of these"
+        )
     return sorted(chosen, key=lambda example: example.example_id)
 
 
@@ -147,7 +153,8 @@ def _prefills(
     for example in examples:
         if example.split in settings.prefill_splits and example.task == "facts" and example.facts:
             ids, first = first_fact_token(tokenizer, example.answer, example.facts)
-            if 0 < first < len(ids):
+            # Facts are found literally, leaks with punctuation aside: a prefix that gives a fact away proves nothing.
+            if 0 < first < len(ids) and not leaks(tokenizer.decode(ids[:first]), example.facts):
                 yield example.example_id, ids[:first]
 
 

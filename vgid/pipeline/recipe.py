@@ -133,7 +133,10 @@ def world_folder(world: str, *, folder: Path) -> Path:
 def _read(name: str) -> tuple[str, Path]:
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), path.resolve().parent
+        try:
+            return path.read_text(encoding="utf-8"), path.resolve().parent
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {name}: cannot be read as UTF-8 text ({error})") from error
     shipped = resources.files("vgid.pipeline.recipes") / f"{name}.yaml"
     if shipped.is_file():
         return shipped.read_text(encoding="utf-8"), Path.cwd()

@@ -81,4 +81,7 @@ def _is_at(row: Row, place: Mapping[str, str | None]) -> bool:
 
 
 def _with_interval(row: Row | None) -> str:
-    return "-" if row is None else f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    if row is None:
+        return "-"
+    interval = "[one subject]" if row["low"] is None else f"[{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['value']:.2f} {interval}"

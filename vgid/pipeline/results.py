@@ -58,7 +58,11 @@ def write_results(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
-    with_temporary(out / "samples.parquet", lambda path: pq.write_table(pa.Table.from_pylist(list(samples)), path))
+    names = dict.fromkeys(
+        name for sample in samples for name in sample
+    )  # a sample has only the scores that apply to it
+    columns = {name: [sample.get(name) for sample in samples] for name in names}
+    with_temporary(out / "samples.parquet", lambda path: pq.write_table(pa.table(columns), path))
     text = json.dumps(results, indent=1, ensure_ascii=False)
     with_temporary(out / "results.json", lambda path: path.write_text(text + "\n"))
 

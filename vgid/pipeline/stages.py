@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vgid.cache.reader import open_cache
+from vgid.cache.reader import Cache, open_cache
+from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
-from vgid.data.chat import end_of_turn_id, load_processor, processor_sha256, tokenizer_sha256
+from vgid.data.chat import check_examples, end_of_turn_id, load_processor, processor_sha256, tokenizer_sha256
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import CacheError, ConfigError
@@ -56,13 +58,13 @@ def prepare_teacher(recipe: Recipe, examples: Sequence[Example], *, engine: Engi
     settings = recipe.teacher
     teacher = identify_teacher(directory, revision=recipe.revision, dtype=settings.dtype)
     engine_id = engine_identity(engine, dtype=settings.dtype)
+    processor = load_processor(directory)
+    plan = make_plan(examples, settings=settings, teacher=teacher, engine_id=engine_id)
+    for forced in (False, True):
+        asked = [planned.example for planned in plan if (planned.response_kind == "reference") == forced]
+        check_examples(processor.tokenizer, asked, answers=forced)
     return TeacherJob(
-        recipe=recipe,
-        directory=directory,
-        engine=engine,
-        processor=load_processor(directory),
-        teacher=teacher,
-        plan=make_plan(examples, settings=settings, teacher=teacher, engine_id=engine_id),
+        recipe=recipe, directory=directory, engine=engine, processor=processor, teacher=teacher, plan=plan
     )
 
 
@@ -123,11 +125,13 @@ def run_teacher(
         )
 
 
-def run_distill(recipe: Recipe, examples: Sequence[Example], cache: Path, out: Path) -> Any:
+def run_distill(
+    recipe: Recipe, examples: Sequence[Example], cache: Path, out: Path, *, allow_partial: bool = False
+) -> Any:
     """Distil the student on a cache.
 
     Raises:
-        CacheError: the cache was made for another tokenizer, vocabulary or base.
+        CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
         DistillError: cache and data do not fit, or training failed.
     """
     from vgid.stage2_distill.trainer import distill
@@ -135,25 +139,65 @@ def run_distill(recipe: Recipe, examples: Sequence[Example], cache: Path, out: P
     directory = resolve_model(recipe.model, revision=recipe.revision)
     opened = open_cache(cache)
     check_cache_fits(opened.manifest.teacher, directory, cache=cache)
+    targets = planned_targets(opened, recipe, examples, allow_partial=allow_partial)
+    _warn_of_untrained(targets, recipe)
     provenance = {
         "base": recipe.model,
         "revision": recipe.revision or "",
         "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
         "cache_manifest": opened.manifest.number,
-        "cache_parts_sha256": [part.sha256 for part in opened.manifest.parts],
-        "plan": opened.manifest.plan,
+        "targets_sha256": sha256("\n".join(sorted(target.target_id for target in targets)).encode()).hexdigest(),
+        "num_targets": len(targets),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
     with progress("distill") as report:
         return distill(
             student=directory,
             examples={example.example_id: example for example in examples},
-            targets=opened.load_targets(),
+            targets=targets,
             settings=recipe.distill,
             out=out,
             provenance=provenance,
             progress=lambda step, num_steps: report(step.step, num_steps, f"steps, loss {step.loss:.4f}"),
         )
+
+
+def planned_targets(cache: Cache, recipe: Recipe, examples: Sequence[Example], *, allow_partial: bool) -> list[Target]:
+    """The cache's rows that the recipe asks for today; rows of other settings, data or draws are left alone.
+
+    A cache may hold more than one recipe's rows, and rows of an earlier state of the data. Where several engines made
+    the same row, one engine's rows are taken: those of the engine with most.
+
+    Raises:
+        CacheError: rows are missing and `allow_partial` is not set.
+    """
+    stored = {target.target_id: target for target in cache.iter_targets()}
+    teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
+    found: list[Target] = []
+    planned = 0
+    for engine_id in sorted({part.engine_id for part in cache.manifest.parts}):
+        plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
+        planned = len(plan)  # the same for every engine
+        found = max(found, [stored[row.target_id] for row in plan if row.target_id in stored], key=len)
+    if not found or (len(found) < planned and not allow_partial):
+        raise CacheError(
+            f"cache {cache.path} has {len(found):,} of the {planned:,} rows that the recipe plans (and {len(stored):,} "
+            "in all); run `vgid teacher generate` with this recipe, or train on what there is with --allow-partial"
+        )
+    if len(found) < len(stored):
+        say(f"using {len(found):,} of the cache's {len(stored):,} rows: the others are not in this recipe's plan")
+    return found
+
+
+def _warn_of_untrained(targets: Sequence[Target], recipe: Recipe) -> None:
+    """Say what is cached and will not train, and what was cut: both can leave facts in the student."""
+    selections = recipe.distill.targets
+    idle = [target for target in targets if not any(selection.matches(target) for selection in selections)]
+    for kind in sorted({(target.split, target.modality, target.view, target.response_kind) for target in idle}):
+        say(f"warning: no entry of distill.targets selects the cached rows {' '.join(kind)}; they do not train")
+    cut = sum(target.finish_reason == "length" for target in targets)
+    if cut > 0.1 * len(targets):
+        say(f"warning: {cut:,} of {len(targets):,} responses were cut and do not train; raise teacher.max_new_tokens")
 
 
 def check_cache_fits(teacher: dict[str, Any], directory: Path, *, cache: Path) -> None:
@@ -168,10 +212,10 @@ def check_cache_fits(teacher: dict[str, Any], directory: Path, *, cache: Path) -
         "tokenizer_sha256": tokenizer_sha256(processor.tokenizer),
         "processor_sha256": processor_sha256(processor),
     }
-    for field, value in student.items():
-        if teacher.get(field) != value:
+    for name, value in student.items():
+        if teacher.get(name) != value:
             raise CacheError(
-                f"cache {cache}: its teacher's {field} is {str(teacher.get(field))[:12]}…, the recipe's base has "
+                f"cache {cache}: its teacher's {name} is {str(teacher.get(name))[:12]}…, the recipe's base has "
                 f"{value[:12]}…; point the recipe at the base that made the cache, or generate again"
             )
 
@@ -184,36 +228,59 @@ class NamedModel:
     model: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What `vgid evaluate` asks, and how the data's recipe says models are run."""
+
+    examples: Sequence[Example]
+    settings: EvaluateSettings
+    dtype: str = "float32"
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Pinned commit by Hugging Face id."""
+
+
 def run_evaluate(
     models: Sequence[NamedModel],
-    examples: Sequence[Example],
+    asked: Questions,
     *,
-    settings: EvaluateSettings,
     out: Path | None,
     engine: EngineName = "vllm",
     dtype: str = "float32",
     seed: int | None = None,
+    data_name: str = "",
 ) -> dict[str, Any]:
     """Ask every model the same questions, score, and write `results.json` and `samples.parquet` to `out`.
+
+    Everything that can be found wrong before the first model is loaded is.
 
     Returns:
         The results record; its `samples` key (not written to the JSON) holds the per-question records.
     """
     if len({model.name for model in models}) != len(models):
         raise ConfigError(f"two models are named alike: {', '.join(model.name for model in models)}")
-    chosen = select_examples(examples, settings=settings)
+    settings = asked.settings
+    chosen = select_examples(asked.examples, settings=settings)
+    directories = {
+        named.name: resolve_model(named.model, revision=asked.revisions.get(named.model)) for named in models
+    }
+    processors = {name: load_processor(directory) for name, directory in directories.items()}
+    for processor in processors.values():
+        check_examples(processor.tokenizer, chosen, answers=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     samples: dict[str, list[dict[str, Any]]] = {}
-    timings, lineage = {}, {}
+    timings: dict[str, float] = {}
+    content = sorted(example.content_sha256() for example in chosen)
+    lineage: dict[str, Any] = {"data": {"name": data_name, "sha256": sha256("\n".join(content).encode()).hexdigest()}}
     for named in models:
-        started = time.monotonic()
-        directory = resolve_model(named.model)
+        started, directory = time.monotonic(), directories[named.name]
         teacher = build_teacher(engine, directory, num_topk=1, dtype=dtype)
         try:
             with progress(f"ask {named.name}") as report:
                 samples[named.name] = ask(
                     teacher,
                     chosen,
-                    tokenizer=load_processor(directory).tokenizer,
+                    tokenizer=processors[named.name].tokenizer,
                     model=named.name,
                     settings=settings,
                     on_answer=lambda done, total: report(done, total, "answers"),
@@ -273,21 +340,21 @@ def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path) -> dict[s
     }
 
 
-def evaluation_data(
-    data: str, *, overrides: Sequence[str], per_cell: int | None
-) -> tuple[list[Example], EvaluateSettings]:
-    """Examples and evaluation settings of a recipe, a world's folder, or the shipped world."""
+def evaluation_data(data: str, *, overrides: Sequence[str], per_cell: int | None) -> Questions:
+    """The questions of a recipe, a world's folder, or the shipped world."""
     from vgid.pipeline.recipe import DataSettings, load_examples, load_recipe
 
     folder = Path.cwd()
-    settings = EvaluateSettings()
+    settings, dtype, revisions = EvaluateSettings(), "float32", dict[str, str]()
     if data == "shipped" or (Path(data) / "world.json").is_file():
         if overrides:
             raise ConfigError("--set needs a recipe as --data")
         source = DataSettings(world=data)
     else:
         recipe, folder = load_recipe(data, overrides=overrides)
-        source, settings = recipe.data, recipe.evaluate
+        source, settings, dtype = recipe.data, recipe.evaluate, recipe.teacher.dtype
+        revisions = {recipe.model: recipe.revision} if recipe.revision else revisions
     if per_cell is not None:
         settings = settings.model_copy(update={"per_cell": per_cell})
-    return load_examples(source, folder=folder), settings
+    examples = load_examples(source, folder=folder)
+    return Questions(examples=examples, settings=settings, dtype=dtype, revisions=revisions)

@@ -19,7 +19,7 @@ from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
 from vgid.data.images import open_image
 from vgid.data.spans import fact_mask
-from vgid.errors import Stopped, TeacherError
+from vgid.errors import Stopped, TeacherError, VgidError
 from vgid.stage1_teacher.engines import Teacher, TeacherRequest, TeacherResponse
 from vgid.stage1_teacher.icu import with_instruction
 from vgid.stage1_teacher.perturb import perturb
@@ -94,9 +94,11 @@ def generate(
             seconds = time.monotonic() - started
             on_progress(Progress(rows=rows, total_rows=len(missing), tokens=tokens, seconds=seconds))
             if should_stop():
-                writer.flush()
                 raise Stopped(f"stopped after {rows:,} of {len(missing):,} rows, all committed; rerun to continue")
         writer.flush()
+    except VgidError:
+        writer.flush()  # the rows before a bad one are good; a rerun need not make them again
+        raise
     finally:
         teacher.close()
     if rows != len(missing):

@@ -75,8 +75,11 @@ def make_plan(
                 if target.target_id in planned:
                     raise ConfigError(f"plan entry {_describe(entry)} asks again for targets of an earlier entry")
                 planned[target.target_id] = target
-    if not planned:
-        raise ConfigError(f"the default plan matches no example; the data has {_census(trainable)}")
+    if settings.plan is None and not any(target.example.split == "forget" for target in planned.values()):
+        raise ConfigError(
+            f"the default plan finds nothing to forget (split forget, task facts); the data has "
+            f"{_census(trainable)}; write teacher.plan"
+        )
     return sorted(planned.values(), key=lambda target: (target.bucket, target.image_sha256 or "", target.target_id))
 
 

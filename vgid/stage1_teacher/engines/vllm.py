@@ -88,7 +88,13 @@ class VllmTeacher:
                     if request.request_id in pending:
                         raise TeacherError(f"request id {request.request_id!r} is used twice")
                     prompt = self._prompt(request)
-                    engine.add_request(request.request_id, prompt, self._sampling_params(request))
+                    try:
+                        engine.add_request(request.request_id, prompt, self._sampling_params(request))
+                    except (ValueError, RuntimeError) as error:
+                        raise TeacherError(
+                            f"request {request.request_id!r} ({_described(request)}): vLLM refuses it: "
+                            f"{str(error).splitlines()[0]}; a large picture takes many tokens, scale it down"
+                        ) from error
                     pending[request.request_id] = request
                 if not pending:
                     return
@@ -166,6 +172,11 @@ class VllmTeacher:
             entropy=None,
             finish_reason=reason,
         )
+
+
+def _described(request: TeacherRequest) -> str:
+    size = "no picture" if request.image is None else "picture of {}x{} pixels".format(*request.image.size)
+    return f"{request.text[:60]!r}, {size}"
 
 
 def _last_rows(flat: Any, count: int, request_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
