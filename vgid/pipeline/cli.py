@@ -274,6 +274,7 @@ def main() -> None:
     # Deprecations inside the libraries underneath are nothing a user can act on.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of the libraries underneath; vgid draws its own progress
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
