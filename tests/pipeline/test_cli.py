@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from vgid.data.fictitious import shipped_world
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
@@ -198,9 +199,20 @@ def test_special_tokens_in_the_data_are_found_before_a_model_is_loaded(tmp_path)
 
 
 def test_ctrl_c_is_one_line_and_not_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "vgid", "evaluate", "fictitious:base", "--data", "shipped"]
+    command = [
+        sys.executable,
+        "-m",
+        "vgid",
+        "data",
+        "train-base",
+        str(shipped_world()),
+        "--out",
+        str(tmp_path / "base"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
-    time.sleep(2)
+    assert process.stderr is not None
+    assert "steps" in process.stderr.readline()  # it is at work
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "error: interrupted" in errors and "Traceback" not in errors
+    assert not (tmp_path / "base").exists()

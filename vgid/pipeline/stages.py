@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vgid.cache.reader import Cache, open_cache
 from vgid.cache.schema import Target
@@ -34,6 +34,9 @@ from vgid.stage1_teacher.generate import (
 )
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
+
+if TYPE_CHECKING:
+    from vgid.stage2_distill.trainer import DistillResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ def run_teacher(
 
 def run_distill(
     recipe: Recipe, examples: Sequence[Example], cache: Path, out: Path, *, allow_partial: bool = False
-) -> Any:
+) -> DistillResult:
     """Distil the student on a cache.
 
     Raises:
@@ -145,7 +148,7 @@ def run_distill(
         "base": recipe.model,
         "revision": recipe.revision or "",
         "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
-        "cache_manifest": opened.manifest.number,
+        # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": sha256("\n".join(sorted(target.target_id for target in targets)).encode()).hexdigest(),
         "num_targets": len(targets),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
