@@ -168,38 +168,42 @@ def _by_token(target: Target) -> list[dict[int, float]]:
     ]
 
 
-def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(tmp_path):
-    """SIGKILL to the real command on real vLLM, twice at random, against one run that nobody touched."""
-    command = [
-        sys.executable,
-        "-m",
-        "vgid",
-        "teacher",
-        "generate",
-        "fictitious",
-        "--rows-per-part",
-        "20",
-        "--limit",
-        "400",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def _start(cache: Path) -> subprocess.Popen[bytes]:
+    """The real command on real vLLM."""
+    command = [sys.executable, "-m", "vgid", "teacher", "generate", "fictitious", "--out", str(cache)]
+    command += ["--rows-per-part", "20", "--limit", "400"]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
-    def start(cache: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, "--out", str(cache)], env=environment, stdout=subprocess.DEVNULL)
 
-    assert start(tmp_path / "whole").wait() == 0
-    whole = rows_of(tmp_path / "whole")
-    rng = np.random.default_rng()
-    killed_at = []
-    for wanted in rng.integers(1, 380, size=2):
-        process = start(tmp_path / "killed")
-        while process.poll() is None and _rows_so_far(tmp_path / "killed") < wanted:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed_at.append(_rows_so_far(tmp_path / "killed"))
-    assert start(tmp_path / "killed").wait() == 0, f"killed after {killed_at} rows"
-    assert_same_rows(rows_of(tmp_path / "killed"), whole)
+def _stop_after(process: subprocess.Popen[bytes], cache: Path, *, rows: int, with_signal: signal.Signals) -> int:
+    while process.poll() is None and _rows_so_far(cache) < rows:
+        time.sleep(0.05)
+    process.send_signal(with_signal)
+    return process.wait()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, Target]:
+    cache = tmp_path_factory.mktemp("whole") / "cache"
+    assert _start(cache).wait() == 0
+    return rows_of(cache)
+
+
+def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(uninterrupted, tmp_path):
+    cache, killed_at = tmp_path / "cache", []
+    for wanted in np.random.default_rng().integers(1, 380, size=2):
+        _stop_after(_start(cache), cache, rows=int(wanted), with_signal=signal.SIGKILL)
+        killed_at.append(_rows_so_far(cache))
+    assert _start(cache).wait() == 0, f"killed after {killed_at} rows"
+    assert_same_rows(rows_of(cache), uninterrupted)
+
+
+def test_sigterm_commits_what_is_finished_and_exits_with_75(uninterrupted, tmp_path):
+    cache = tmp_path / "cache"
+    assert _stop_after(_start(cache), cache, rows=20, with_signal=signal.SIGTERM) == 75
+    finished = rows_of(cache)
+    assert 20 <= len(finished) < len(uninterrupted)
+    assert_same_rows(finished, {target_id: uninterrupted[target_id] for target_id in finished})
 
 
 def _rows_so_far(cache: Path) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from PIL import Image as PIL
@@ -56,7 +57,7 @@ def generate(
     settings: TeacherSettings,
     writer: CacheWriter,
     load_teacher: Callable[[], Teacher],
-    tokenizer: object,
+    tokenizer: Any,
     end_of_turn_id: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -123,7 +124,7 @@ class _Prepared:
 def _requests(
     plan: Iterable[PlannedTarget],
     settings: TeacherSettings,
-    tokenizer: object,
+    tokenizer: Any,
     end_of_turn_id: int,
     prepared: dict[str, _Prepared],
 ) -> Iterator[TeacherRequest]:
@@ -160,7 +161,7 @@ def _request(
     planned: PlannedTarget,
     picture: PIL.Image | None,
     settings: TeacherSettings,
-    tokenizer: object,
+    tokenizer: Any,
     end_of_turn_id: int,
 ) -> TeacherRequest:
     forced = None
@@ -175,13 +176,13 @@ def _request(
     )
 
 
-def answer_token_ids(tokenizer: object, answer: str) -> list[int]:
+def answer_token_ids(tokenizer: Any, answer: str) -> list[int]:
     """Ids of an assistant's answer, without special tokens."""
-    return tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    return tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
 def _target(
-    prepared: _Prepared, response: TeacherResponse, settings: TeacherSettings, engine_id: str, tokenizer: object
+    prepared: _Prepared, response: TeacherResponse, settings: TeacherSettings, engine_id: str, tokenizer: Any
 ) -> Target:
     planned, example, noise = prepared.planned, prepared.planned.example, settings.perturbation
     _check_response(response, settings.num_topk)
@@ -204,7 +205,7 @@ def _target(
         sample=0,
         engine_id=engine_id,
         finish_reason=response.finish_reason,
-        response_text=tokenizer.decode(response.token_ids.tolist(), skip_special_tokens=True),  # type: ignore[attr-defined]
+        response_text=tokenizer.decode(response.token_ids.tolist(), skip_special_tokens=True),
         image_sha256=planned.image_sha256,
         pixel_sha256=prepared.pixel_sha256,
         prompt_sha256=sha256(prompt.encode()).hexdigest(),
@@ -246,7 +247,7 @@ def pilot_of_plan(plan: Sequence[PlannedTarget], *, size: int) -> list[PlannedTa
 
 
 def upper_bound_tokens(
-    plan: Iterable[PlannedTarget], *, settings: TeacherSettings, tokenizer: object
+    plan: Iterable[PlannedTarget], *, settings: TeacherSettings, tokenizer: Any
 ) -> Mapping[tuple[str, str, str], tuple[int, int]]:
     """Rows and most tokens by (split, view, response kind); reference answers are counted exactly."""
     totals: dict[tuple[str, str, str], tuple[int, int]] = {}
