@@ -199,17 +199,16 @@ def test_special_tokens_in_the_data_are_found_before_a_model_is_loaded(tmp_path)
 
 
 def test_ctrl_c_is_one_line_and_not_a_traceback(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "vgid",
-        "data",
-        "train-base",
-        str(shipped_world()),
-        "--out",
-        str(tmp_path / "base"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    arguments = ["data", "train-base", str(shipped_world()), "--out", str(tmp_path / "base")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vgid", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+        # A shell's background jobs ignore Ctrl-C and hand that down: to the test run, and from it to this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     assert "steps" in process.stderr.readline()  # it is at work
     process.send_signal(signal.SIGINT)
