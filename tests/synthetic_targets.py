@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vgid.cache.schema import Target
+from vgid.cache.schema import NO_CANDIDATE, Target
 
 TEACHER: dict[str, str | int | None] = {"weights_sha256": "5e" * 32, "revision": None, "vocab_size": 151_936}
 SETTINGS = {"num_topk": 4, "rounding": "fp16", "pixel_form": "rgb8"}
@@ -88,13 +88,17 @@ def realistic_targets(num_rows: int, *, num_topk: int = 64, vocab_size: int = 15
 
 @st.composite
 def target_lists(draw: st.DrawFn) -> list[Target]:
-    """Up to five rows with distinct ids, ragged T and K, absent columns, tails of nothing and odd texts."""
+    """Up to five rows with distinct ids, T and K ragged, absent columns, tails of nothing and odd texts."""
     return [draw(_targets(index)) for index in range(draw(st.integers(0, 5)))]
 
 
 @st.composite
 def _targets(draw: st.DrawFn, index: int) -> Target:
-    num_tokens, num_topk = draw(st.integers(1, 6)), draw(st.integers(0, 5))
+    num_tokens = draw(st.integers(1, 6))
+    widths = draw(hnp.arrays(np.int64, num_tokens, elements=st.integers(0, 5)))
+    num_topk = int(widths.max())
+    absent = np.arange(num_topk) >= widths[:, None]
+    ids = draw(hnp.arrays(np.int32, (num_tokens, num_topk), elements=st.integers(0, 2**31 - 1)))
     ints = hnp.arrays(np.int32, num_tokens, elements=st.integers(0, 2**31 - 1))
     logprobs = st.one_of(st.floats(-(2.0**100), 0, width=32), st.just(float("-inf")))
     floats = hnp.arrays(np.float32, num_tokens, elements=logprobs)
@@ -115,8 +119,10 @@ def _targets(draw: st.DrawFn, index: int) -> Target:
         logsumexp=draw(st.none() | floats),
         entropy=draw(st.none() | floats),
         tail_logprob=draw(floats),
-        topk_ids=draw(hnp.arrays(np.int32, (num_tokens, num_topk), elements=st.integers(0, 2**31 - 1))),
-        topk_logprobs=draw(hnp.arrays(np.float32, (num_tokens, num_topk), elements=logprobs)),
+        topk_ids=np.where(absent, np.int32(NO_CANDIDATE), ids),
+        topk_logprobs=np.where(
+            absent, -np.float32(np.inf), draw(hnp.arrays(np.float32, (num_tokens, num_topk), elements=logprobs))
+        ),
         fact_mask=draw(st.none() | hnp.arrays(np.bool_, num_tokens)),
     )
 

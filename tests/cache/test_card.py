@@ -6,6 +6,7 @@ from synthetic_targets import IDENTITY, make_target
 
 from vgid.cache.card import card_text, write_card
 from vgid.cache.reader import open_cache
+from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter, write_part
 
 
@@ -23,8 +24,8 @@ def head(cache):
 
 
 def test_the_card_lists_exactly_the_committed_parts_by_split(cache):
-    write_part(cache, [make_target(99)])
-    write_card(cache)
+    write_part(LocalStore(cache), [make_target(99)])
+    write_card(LocalStore(cache))
 
     listed = {entry["split"]: entry["path"] for entry in head(cache)["configs"][0]["data_files"]}
 
@@ -50,7 +51,7 @@ def test_a_lost_or_edited_card_is_made_again(cache):
 
 def test_datasets_reads_the_directory(cache, tmp_path):
     datasets = pytest.importorskip("datasets")
-    write_part(cache, [make_target(99)])
+    write_part(LocalStore(cache), [make_target(99)])
 
     loaded = datasets.load_dataset(str(cache), cache_dir=str(tmp_path / "hf"))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_targets import IDENTITY, TEACHER
 
-from vgid.cache.manifest import Part, commit, load_manifest, manifest_path
+from vgid.cache.manifest import Part, commit, load_manifest, manifest_name, purge_before
+from vgid.cache.store import LocalStore
 from vgid.errors import CacheError
 
 
@@ -19,12 +21,12 @@ def part(name: str = "0", *, split: str = "forget", rows: int = 3) -> Part:
 
 
 def commit_parts(cache: Path, *parts: Part, **changes):
-    return commit(cache, **{**IDENTITY, **changes}, add=lambda _: parts)
+    return commit(LocalStore(cache), **{**IDENTITY, **changes}, add=lambda _: parts)
 
 
 def test_a_directory_without_manifest_has_none(tmp_path):
-    assert load_manifest(tmp_path) is None
-    assert load_manifest(tmp_path / "missing") is None
+    assert load_manifest(LocalStore(tmp_path)) is None
+    assert load_manifest(LocalStore(tmp_path / "missing")) is None
 
 
 def test_commits_add_up_and_the_newest_is_read(tmp_path):
@@ -33,7 +35,7 @@ def test_commits_add_up_and_the_newest_is_read(tmp_path):
 
     assert (first.number, second.number) == (1, 2)
     assert second.parts == (part("a"), part("b"), part("c", split="retain"))
-    assert load_manifest(tmp_path / "c") == second
+    assert load_manifest(LocalStore(tmp_path / "c")) == second
     assert (second.teacher, second.settings, second.plan) == tuple(IDENTITY.values())
 
 
@@ -71,7 +73,7 @@ def test_another_identity_is_refused_naming_field_and_values_and_nothing_is_writ
         raise AssertionError("no part may be written")
 
     with pytest.raises(CacheError) as caught:
-        commit(tmp_path, **{**IDENTITY, **changes}, add=add)
+        commit(LocalStore(tmp_path), **{**IDENTITY, **changes}, add=add)
     assert all(word in str(caught.value) for word in [*words, "000001.json"]), caught.value
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
@@ -85,7 +87,7 @@ def test_the_loser_of_a_race_is_asked_again_with_the_winners_manifest(tmp_path):
             commit_parts(tmp_path, part("a"))
         return [part("b")]
 
-    manifest = commit(tmp_path, **IDENTITY, add=add)
+    manifest = commit(LocalStore(tmp_path), **IDENTITY, add=add)
 
     assert [newest and newest.number for newest in seen] == [None, 1]
     assert (manifest.number, len(manifest.parts)) == (2, 2)
@@ -113,23 +115,23 @@ def test_any_flipped_bit_of_a_manifest_is_refused_naming_the_file(data):
     with TemporaryDirectory() as directory:
         cache = Path(directory)
         commit_parts(cache, part())
-        path = manifest_path(cache, 1)
+        path = cache / manifest_name(1)
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
 
         with pytest.raises(CacheError, match=r"000001\.json"):
-            load_manifest(cache)
+            load_manifest(LocalStore(cache))
 
 
 @pytest.mark.parametrize("length", [0, 1, 100])
 def test_a_manifest_cut_short_is_refused(tmp_path, length):
     commit_parts(tmp_path, part())
-    path = manifest_path(tmp_path, 1)
+    path = tmp_path / manifest_name(1)
     path.write_bytes(path.read_bytes()[:length])
 
     with pytest.raises(CacheError, match=r"000001\.json"):
-        load_manifest(tmp_path)
+        load_manifest(LocalStore(tmp_path))
 
 
 def test_temporary_files_and_strangers_among_the_manifests_are_ignored(tmp_path):
@@ -137,26 +139,26 @@ def test_temporary_files_and_strangers_among_the_manifests_are_ignored(tmp_path)
     for name in (".tmp-00", "000009.json.bak", "notes.json", "9.json"):
         (tmp_path / "manifest" / name).write_text("{")
 
-    assert load_manifest(tmp_path) == expected
+    assert load_manifest(LocalStore(tmp_path)) == expected
 
 
 def rewrite(cache: Path, **changes) -> None:
     """As if by hand: the sha256 fits the content."""
     from vgid.cache import manifest as module
 
-    body = json.loads(manifest_path(cache, 1).read_bytes())
+    body = json.loads((cache / manifest_name(1)).read_bytes())
     del body["sha256"]
     body.update(changes)
-    manifest_path(cache, 1).write_text(json.dumps({"sha256": module._digest(body), **body}))
+    (cache / manifest_name(1)).write_text(json.dumps({"sha256": module._digest(body), **body}))
 
 
 def test_a_manifest_of_another_format_says_so(tmp_path):
     commit_parts(tmp_path)
-    rewrite(tmp_path, format_version=2)
+    rewrite(tmp_path, format_version=3)
 
-    with pytest.raises(CacheError, match="format 2, this vgid reads 1"):
-        load_manifest(tmp_path)
-    with pytest.raises(CacheError, match="format 2"):
+    with pytest.raises(CacheError, match="format 3, this vgid reads 1 and 2"):
+        load_manifest(LocalStore(tmp_path))
+    with pytest.raises(CacheError, match="format 3"):
         commit_parts(tmp_path, part())
 
 
@@ -174,7 +176,7 @@ def test_a_manifest_with_wrong_fields_is_refused_naming_them(tmp_path, changes, 
     rewrite(tmp_path, **changes)
 
     with pytest.raises(CacheError, match=words):
-        load_manifest(tmp_path)
+        load_manifest(LocalStore(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -183,3 +185,66 @@ def test_a_manifest_with_wrong_fields_is_refused_naming_them(tmp_path, changes, 
 def test_a_part_cannot_point_elsewhere(path):
     with pytest.raises(ValueError, match="part-<hash>"):
         Part(path=path, split="forget", rows=1, tokens=1, bytes=1, sha256="", engine_id="")
+
+
+def test_a_manifest_of_format_1_is_read_and_continued_in_format_2(tmp_path):
+    commit_parts(tmp_path, part("a"))
+    path = tmp_path / manifest_name(1)
+    body = json.loads(path.read_bytes())
+    old = {name: value for name, value in body.items() if name not in ("vocabulary", "tombstones", "expires", "sha256")}
+    old["format_version"] = 1
+    path.write_text(json.dumps({"sha256": digest(old), **old}))
+
+    manifest = load_manifest(LocalStore(tmp_path))
+    assert manifest is not None
+    assert (manifest.format_version, manifest.vocabulary, manifest.tombstones, manifest.expires) == (
+        1,
+        None,
+        None,
+        None,
+    )
+    following = commit_parts(tmp_path, part("b"))
+    assert (following.number, following.format_version, len(following.parts)) == (2, 2, 2)
+
+
+def test_purged_manifests_name_nothing_and_keep_their_numbers_taken(tmp_path):
+    store = LocalStore(tmp_path)
+    for name in "abc":
+        commit_parts(tmp_path, part(name))
+
+    purge_before(store, 3)
+
+    for number in (1, 2):
+        assert b"part-" not in store.read(manifest_name(number))
+        assert not store.create(manifest_name(number), b"a slow writer's manifest")
+    manifest = load_manifest(store)
+    assert manifest is not None
+    assert len(manifest.parts) == 3
+
+
+def test_a_manifest_purged_between_the_look_and_the_read_is_followed_by_the_newer_one(tmp_path):
+    commit_parts(tmp_path, part("a"))
+
+    class Overtaken(LocalStore):
+        def read(self, name):
+            if name == manifest_name(1):
+                commit_parts(tmp_path, part("b"))
+                purge_before(LocalStore(tmp_path), 2)
+            return super().read(name)
+
+    manifest = load_manifest(Overtaken(tmp_path))
+    assert manifest is not None
+    assert manifest.number == 2
+
+
+def test_a_cache_whose_only_manifest_was_purged_is_an_error(tmp_path):
+    commit_parts(tmp_path, part("a"))
+    purge_before(LocalStore(tmp_path), 2)
+
+    with pytest.raises(CacheError, match="was purged"):
+        load_manifest(LocalStore(tmp_path))
+
+
+def digest(body: dict) -> str:
+    """The self-hash as docs/cache-format.md defines it."""
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()

@@ -14,6 +14,7 @@ from synthetic_targets import IDENTITY, assert_same_targets, make_target
 
 from vgid.cache.manifest import commit
 from vgid.cache.reader import open_cache, read_part
+from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter, write_part
 from vgid.errors import CacheError
 
@@ -72,7 +73,7 @@ def test_an_open_cache_does_not_change_under_later_commits(cache):
 
 
 def test_files_that_no_manifest_names_are_not_read(cache):
-    write_part(cache, [make_target(77)])
+    write_part(LocalStore(cache), [make_target(77)])
 
     assert_same_targets(open_cache(cache).load_targets(), FORGET + RETAIN)
 
@@ -97,26 +98,26 @@ def test_a_missing_part_is_an_error_that_names_it(cache):
 @given(data=st.data())
 def test_any_flipped_bit_of_a_part_is_refused_naming_the_part(data):
     with TemporaryDirectory() as directory:
-        part = write_part(Path(directory), FORGET)
+        part = write_part(LocalStore(Path(directory)), FORGET)
         path = Path(directory) / part.path
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
 
         with pytest.raises(CacheError, match=path.name):
-            read_part(Path(directory), part, columns=["target_id"])
+            read_part(LocalStore(Path(directory)), part, columns=["target_id"])
 
 
 @pytest.mark.parametrize("change", ["columns", "rows"])
 def test_a_part_that_is_intact_but_not_what_the_manifest_says_is_refused(tmp_path, change):
-    part = write_part(tmp_path, FORGET)
+    part = write_part(LocalStore(tmp_path), FORGET)
     path = tmp_path / part.path
     if change == "columns":
         pq.write_table(pq.read_table(path).drop_columns(["entropy"]), path)
     content = path.read_bytes()
     rows = part.rows + (change == "rows")
     wrong = replace(part, sha256=sha256(content).hexdigest(), rows=rows)
-    commit(tmp_path, **IDENTITY, add=lambda _: [wrong])
+    commit(LocalStore(tmp_path), **IDENTITY, add=lambda _: [wrong])
 
     with pytest.raises(CacheError, match=path.name):
         list(open_cache(tmp_path).iter_targets())

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from synthetic_targets import assert_same_targets, make_target, target_lists
 
-from vgid.cache.schema import SCHEMA, iter_targets, to_table
+from vgid.cache.schema import NO_CANDIDATE, SCHEMA, iter_targets, to_table
 from vgid.errors import CacheError
 
 
@@ -28,6 +30,19 @@ def test_a_slice_and_a_selection_of_a_table_give_their_own_rows():
     assert_same_targets(list(iter_targets(pa.concat_tables([table.slice(5), table.slice(0, 5)]))), rows)
 
 
+def test_a_narrower_position_stores_fewer_candidates_and_comes_back_padded():
+    row = make_target(0, num_tokens=3, num_topk=4)
+    ids, logprobs = row.topk_ids.copy(), row.topk_logprobs.copy()
+    ids[1, 1:], logprobs[1, 1:] = NO_CANDIDATE, -np.inf
+    row = replace(row, topk_ids=ids, topk_logprobs=logprobs)
+
+    table = to_table([row])
+
+    assert [len(position) for position in table["topk_ids"][0].as_py()] == [4, 1, 4]
+    assert [len(position) for position in table["topk_logprobs"][0].as_py()] == [4, 1, 4]
+    assert_same_targets(list(iter_targets(table)), [row])
+
+
 def test_no_rows_make_an_empty_table():
     table = to_table([])
 
@@ -36,7 +51,7 @@ def test_no_rows_make_an_empty_table():
 
 
 def test_a_table_with_other_columns_is_refused():
-    with pytest.raises(CacheError, match="format 1"):
+    with pytest.raises(CacheError, match="row version 1"):
         list(iter_targets(to_table([make_target(0)]).drop_columns(["entropy"])))
 
 

@@ -109,10 +109,11 @@ def test_a_cache_without_parts_has_the_same_views_with_no_rows(tmp_path, cache):
 
 
 def test_only_committed_parts_are_seen(tmp_path):
+    from vgid.cache.store import LocalStore
     from vgid.cache.writer import write_part
 
     write(tmp_path, [make_target(0)])
-    orphan = write_part(tmp_path, [make_target(1)])
+    orphan = write_part(LocalStore(tmp_path), [make_target(1)])
 
     assert one(tmp_path, "SELECT count(*) FROM targets") == 1
     assert run_sql(tmp_path, "SELECT file FROM glob('vgid://**')").num_rows == 1

@@ -27,6 +27,7 @@ from synthetic_targets import (
 from vgid.cache.manifest import load_manifest
 from vgid.cache.reader import open_cache
 from vgid.cache.schema import SCHEMA, Target
+from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter, write_part
 from vgid.errors import CacheError
 
@@ -65,14 +66,14 @@ def test_rows_come_back_from_disk_as_they_went_in(rows):
 
 
 def test_a_full_row_at_64_candidates_costs_less_than_230_bytes_a_token(tmp_path):
-    part = write_part(tmp_path, realistic_targets(128))
+    part = write_part(LocalStore(tmp_path), realistic_targets(128))
 
     assert part.tokens > 20_000
     assert part.bytes / part.tokens < 230
 
 
 def test_numeric_lists_are_byte_stream_split_and_only_strings_have_dictionaries(tmp_path):
-    part = write_part(tmp_path, [make_target(index) for index in range(200)])
+    part = write_part(LocalStore(tmp_path), [make_target(index) for index in range(200)])
 
     metadata = pq.ParquetFile(tmp_path / part.path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [128, 72]
@@ -85,7 +86,7 @@ def test_numeric_lists_are_byte_stream_split_and_only_strings_have_dictionaries(
 
 
 def test_page_checksums_are_written(tmp_path):
-    part = write_part(tmp_path, [make_target(0, num_tokens=500)])
+    part = write_part(LocalStore(tmp_path), [make_target(0, num_tokens=500)])
     path = tmp_path / part.path
     column = pq.ParquetFile(path).metadata.row_group(0).column(SCHEMA.names.index("topk_ids"))
     content = bytearray(path.read_bytes())
@@ -99,9 +100,9 @@ def test_page_checksums_are_written(tmp_path):
 def test_the_same_ids_in_any_order_make_the_same_name_and_bytes(tmp_path):
     rows = [make_target(index) for index in range(20)]
 
-    one = write_part(tmp_path / "one", rows)
-    two = write_part(tmp_path / "two", rows[::-1])
-    other = write_part(tmp_path / "two", rows[:-1])
+    one = write_part(LocalStore(tmp_path / "one"), rows)
+    two = write_part(LocalStore(tmp_path / "two"), rows[::-1])
+    other = write_part(LocalStore(tmp_path / "two"), rows[:-1])
 
     assert one == two
     assert other.path != one.path
@@ -177,7 +178,7 @@ def test_directories_and_files_are_private(tmp_path):
 
 def test_a_part_left_by_a_killed_writer_is_adopted(tmp_path):
     rows = [make_target(index) for index in range(5)]
-    orphan = write_part(tmp_path, rows)
+    orphan = write_part(LocalStore(tmp_path), rows)
     inode = (tmp_path / orphan.path).stat().st_ino
 
     write(tmp_path, rows)
@@ -189,19 +190,19 @@ def test_a_part_left_by_a_killed_writer_is_adopted(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "cut", "other rows"])
 def test_a_part_that_only_has_the_right_name_is_not_adopted(tmp_path, damage):
     rows = [make_target(index) for index in range(5)]
-    path = tmp_path / write_part(tmp_path, rows).path
+    path = tmp_path / write_part(LocalStore(tmp_path), rows).path
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[len(content) // 3] ^= 4
     elif damage == "cut":
         del content[-100:]
     else:
-        content = bytearray((tmp_path / write_part(tmp_path, rows[:3]).path).read_bytes())
+        content = bytearray((tmp_path / write_part(LocalStore(tmp_path), rows[:3]).path).read_bytes())
     path.write_bytes(content)
 
     with pytest.raises(CacheError, match=path.name):
         write(tmp_path, rows)
-    manifest = load_manifest(tmp_path)
+    manifest = load_manifest(LocalStore(tmp_path))
     assert manifest is not None
     assert manifest.parts == ()
 
@@ -272,15 +273,15 @@ def test_a_part_that_lost_the_race_is_withdrawn(tmp_path, monkeypatch):
     slow = CacheWriter(tmp_path, **IDENTITY)
     for index in range(6):
         slow.add(make_target(index))
-    encode, raced = module._encode, []
+    encode, raced = module.encode_part, []
 
-    def encode_slowly(rows, file):
-        encode(rows, file)
+    def encode_slowly(table, profile):
         if not raced:
             raced.append(True)
             write(tmp_path, [make_target(index) for index in range(3, 9)])
+        return encode(table, profile)
 
-    monkeypatch.setattr(module, "_encode", encode_slowly)
+    monkeypatch.setattr(module, "encode_part", encode_slowly)
     slow.flush()
 
     manifest = open_cache(tmp_path).manifest
@@ -304,8 +305,8 @@ def test_two_processes_on_one_cache_lose_and_double_nothing(tmp_path, overlap):
     for number in range(rounds):
         cache = open_cache(tmp_path / "caches" / str(number))
         assert_same_targets(list(cache.iter_targets()), expected)
-        assert part_files(cache.path) == {part.path for part in cache.manifest.parts}
-        assert f"manifest {cache.manifest.number}\n" in (cache.path / "README.md").read_text()
+        assert set(cache.store.names("data")) == {part.path for part in cache.manifest.parts}
+        assert f"manifest {cache.manifest.number}\n" in cache.store.read("README.md").decode()
 
 
 def test_a_writer_killed_at_any_moment_is_continued_to_the_same_rows(tmp_path):
@@ -317,7 +318,7 @@ def test_a_writer_killed_at_any_moment_is_continued_to_the_same_rows(tmp_path):
             writer.stdout.readline()
             time.sleep(rng.uniform(0, 0.4))
             writer.kill()
-        manifest = load_manifest(cache)
+        manifest = load_manifest(LocalStore(cache))
         interrupted += manifest is None or sum(part.rows for part in manifest.parts) < 60
 
         write(cache, expected, rows_per_part=10)

@@ -6,25 +6,24 @@ What this gives up: `datasets` checks no hashes, and keeps a copy of its own in 
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
-from pathlib import Path
 
-from vgid.cache.files import temporary_file
-from vgid.cache.manifest import CARD_NAME, Manifest, load_manifest, manifest_path
+from vgid.cache.manifest import CARD_NAME, Manifest, load_manifest
+from vgid.cache.store import Store
 
 
-def write_card(cache: Path) -> None:
+def write_card(store: Store) -> None:
     """Bring the README in line with the newest manifest, also when other writers commit meanwhile."""
-    while (manifest := load_manifest(cache)) is not None:
-        text = card_text(manifest)
-        card = cache / CARD_NAME
-        if not card.exists() or card.read_text(encoding="utf-8") != text:
-            directory = manifest_path(cache, manifest.number).parent
-            with temporary_file(directory, lambda file, text=text: file.write(text.encode())) as temporary:
-                os.replace(temporary, card)
+    while (manifest := load_manifest(store)) is not None:
+        text = card_text(manifest).encode()
+        try:
+            current = store.read(CARD_NAME)
+        except FileNotFoundError:
+            current = b""
+        if current != text:
+            store.replace(CARD_NAME, text)
         # Whoever replaced last looks last, so the newest manifest wins.
-        if load_manifest(cache) == manifest:
+        if load_manifest(store) == manifest:
             return
 
 

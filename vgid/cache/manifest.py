@@ -2,34 +2,38 @@
 
 A part that no manifest names does not exist, however readable it is. No lock is needed: a writer that loses the race
 for a number reads what the winner wrote, merges and tries the next one. What this gives up: every commit writes the
-whole list again, and old manifests stay (deleting one would let a slow writer win a number twice).
+whole list again, and the names of old manifests stay taken (a freed one would let a slow writer win a number twice).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vgid.cache.files import link_new, make_private_directory, temporary_file
-from vgid.cache.schema import FORMAT_VERSION
+from vgid.cache.store import Store, explained
+from vgid.cache.tombstones import Tombstones
 from vgid.errors import CacheError
+
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no `vocabulary`, `tombstones` and `expires`, and rows of one width; the next commit makes it a 2."""
 
 CARD_NAME = "README.md"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 """A split names a directory and a `datasets` split."""
 
 _PART_PATH = re.compile(rf"data/(?P<split>{SPLIT_NAME.pattern})/part-[0-9a-f]{{24}}\.parquet")
-_MANIFEST_NAME = re.compile(r"(\d{6,})\.json")
+_VOCABULARY_PATH = re.compile(r"vocabulary/[0-9a-f]{24}\.parquet")
+_MANIFEST_NAME = re.compile(r"manifest/(\d{6,})\.json")
+_PURGED = b'{"purged": true}\n'
 _ATTEMPTS = 1000
 _MAX_WAIT_S = 0.05
 
@@ -62,6 +66,23 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyFile:
+    """The committed token table; see `vgid.cache.vocabulary`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    path: str
+    """`vocabulary/<first 24 hex digits of the file's sha256>.parquet`, under the cache."""
+    rows: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not _VOCABULARY_PATH.fullmatch(self.path):
+            raise ValueError(f"token table {self.path!r} is not named vocabulary/<hash>.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """One committed state of a cache. `teacher` and `settings` never change within a cache; `plan` is the latest."""
 
@@ -77,98 +98,155 @@ class Manifest:
     """What was asked for: digest, rows, buckets."""
     parts: tuple[Part, ...]
     """Sorted by path."""
+    vocabulary: VocabularyFile | None = None
+    """What the token ids stand for."""
+    tombstones: Tombstones | None = None
+    """Who was erased and is not to come back."""
+    expires: str | None = None
+    """When the cache should be erased, as ISO 8601 in UTC."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content; names what is derived from it."""
+        return _digest(_plain(asdict(self)))
 
 
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def manifest_path(cache: Path, number: int) -> Path:
+def manifest_name(number: int) -> str:
     """Where manifest `number` of a cache stands."""
-    return cache / "manifest" / f"{number:06d}.json"
+    return f"manifest/{number:06d}.json"
 
 
-def load_manifest(cache: Path) -> Manifest | None:
+def manifest_numbers(store: Store) -> list[int]:
+    """Numbers of all manifests, in order."""
+    return sorted(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, store.names("manifest")) if match)
+
+
+def load_manifest(store: Store) -> Manifest | None:
     """Read the newest manifest; None if there is none yet.
 
     A damaged newest manifest is an error: going back to the one before would silently lose rows.
 
     Raises:
-        CacheError: it is damaged, of another format, or unreadable; the message names the file.
+        CacheError: it is damaged, of another format, or unreadable; the message names it.
     """
     try:
-        numbers = _manifest_numbers(cache)
-        path = manifest_path(cache, max(numbers, default=0))
-        return _decode(path.read_bytes(), path) if numbers else None
+        while numbers := manifest_numbers(store):
+            name = manifest_name(numbers[-1])
+            data = store.read(name)
+            if data != _PURGED:
+                return decode_manifest(data, where=store.describe(name), number=numbers[-1])
+            if manifest_numbers(store) == numbers:  # otherwise it was superseded and purged since we looked
+                raise CacheError(
+                    f"{store.describe(name)}: was purged, and no newer manifest is there; make a new cache"
+                )
     except OSError as error:
-        raise CacheError(f"cache {cache}: manifest cannot be read ({error.strerror or error})") from error
+        raise CacheError(f"cache {store.location}: manifest cannot be read ({error.strerror or error})") from error
+    return None
+
+
+def update(store: Store, change: Callable[[Manifest | None], Manifest]) -> Manifest:
+    """Publish what `change` makes of the newest manifest; writes nothing if it returns that very manifest.
+
+    Args:
+        store: Of the cache, made if missing.
+        change: Given the manifest about to be replaced (None for a new cache), does what must be on disk before the
+            next one counts, and returns the next one. It is called again when another writer was faster.
+
+    Raises:
+        CacheError: the newest manifest is damaged, or the disk refuses.
+    """
+    with explained(store):
+        for _ in range(_ATTEMPTS):
+            newest = load_manifest(store)
+            changed = change(newest)
+            if changed is newest:
+                return newest
+            following = replace(changed, number=newest.number + 1 if newest else 1, format_version=FORMAT_VERSION)
+            if store.create(manifest_name(following.number), _encode(following)):
+                return following
+            time.sleep(random.uniform(0, _MAX_WAIT_S))
+    raise CacheError(f"cache {store.location}: lost {_ATTEMPTS} races for a manifest number; are its listings current?")
 
 
 def commit(
-    cache: Path,
+    store: Store,
     *,
     teacher: Mapping[str, str | int | None],
     settings: Mapping[str, Any],
     plan: Mapping[str, Any],
     add: Callable[[Manifest | None], Iterable[Part]],
+    write_vocabulary: Callable[[], VocabularyFile] | None = None,
+    expires: str | None = None,
 ) -> Manifest:
     """Publish the newest manifest plus the parts that `add` returns; writes nothing where nothing would change.
 
     Args:
-        cache: The cache directory, made if missing.
+        store: Of the cache, made if missing.
         teacher: Identity of the teacher, field by field.
         settings: How values are stored, field by field.
         plan: What was asked for.
         add: Given the manifest about to be replaced (None for a new cache), writes and returns the parts to add. It is
             called again when another writer was faster, and must leave out rows that the manifest already holds.
+        write_vocabulary: Writes the token table; called if the cache has none.
+        expires: See `Manifest`; None keeps what is there.
 
     Raises:
         CacheError: the cache was made by another teacher or with other settings (nothing is written then), or the
             disk refuses.
     """
     wanted = {"teacher": _plain(teacher), "settings": _plain(settings)}
-    try:
-        for _ in range(_ATTEMPTS):
-            foreign_card = (cache / CARD_NAME).exists()
-            newest = load_manifest(cache)
-            if newest is None and foreign_card:
-                raise CacheError(f"{cache} holds a {CARD_NAME} but no cache; give an empty or new directory")
-            if newest is not None:
-                _check_same(newest, wanted, manifest_path(cache, newest.number))
-            merged = _merge(newest, add(newest), plan=_plain(plan), **wanted)
-            if merged is newest or _publish(cache, merged):
-                return merged
-            time.sleep(random.uniform(0, _MAX_WAIT_S))
-    except OSError as error:
-        raise CacheError(
-            f"cache {cache}: cannot write {error.filename or ''} ({error.strerror or error}); it needs free space, "
-            "write permission and a file system with hard links. What was committed is safe: rerun to continue"
-        ) from error
-    raise CacheError(f"cache {cache}: lost {_ATTEMPTS} races for a manifest number; are its listings up to date?")
+
+    def change(newest: Manifest | None) -> Manifest:
+        if newest is None and _exists(store, CARD_NAME):
+            raise CacheError(f"{store.location} holds a {CARD_NAME} but no cache; give an empty or new directory")
+        if newest is not None:
+            _check_same(newest, wanted, store.describe(manifest_name(newest.number)))
+        base = newest or Manifest(number=0, format_version=FORMAT_VERSION, plan={}, parts=(), **wanted)
+        merged = replace(
+            base,
+            plan=_plain(plan),
+            parts=_join(base.parts, add(newest)),
+            vocabulary=base.vocabulary or (write_vocabulary and write_vocabulary()),
+            expires=expires or base.expires,
+        )
+        return newest if newest == merged else merged
+
+    return update(store, change)
 
 
-def _manifest_numbers(cache: Path) -> list[int]:
+def purge_before(store: Store, number: int) -> None:
+    """Empty all manifests before `number`, so that they name nothing; their names stay taken.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for old in manifest_numbers(store):
+        name = manifest_name(old)
+        if old < number and store.read(name) != _PURGED:
+            store.replace(name, _PURGED)
+
+
+def _exists(store: Store, name: str) -> bool:
     try:
-        names = os.listdir(cache / "manifest")
+        store.read(name)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match]
+        return False
+    return True
 
 
-def _merge(newest: Manifest | None, added: Iterable[Part], **fields: Any) -> Manifest:
-    """The manifest that follows `newest`; equal to it if nothing changes."""
-    parts = {part.path: part for part in (newest.parts if newest else ())}
+def _join(known: Iterable[Part], added: Iterable[Part]) -> tuple[Part, ...]:
+    parts = {part.path: part for part in known}
     for part in added:
-        known = parts.setdefault(part.path, part)
-        if known != part:
-            raise CacheError(f"{part.path}: its content changed since it was committed ({known} became {part})")
-    ordered = tuple(parts[path] for path in sorted(parts))
-    if newest and newest.parts == ordered and newest.plan == fields["plan"]:
-        return newest
-    number = newest.number + 1 if newest else 1
-    return Manifest(number=number, format_version=FORMAT_VERSION, parts=ordered, **fields)
+        there = parts.setdefault(part.path, part)
+        if there != part:
+            raise CacheError(f"{part.path}: its content changed since it was committed ({there} became {part})")
+    return tuple(parts[path] for path in sorted(parts))
 
 
-def _check_same(newest: Manifest, wanted: Mapping[str, Mapping[str, Any]], where: Path) -> None:
+def _check_same(newest: Manifest, wanted: Mapping[str, Mapping[str, Any]], where: str) -> None:
     for kind, here in wanted.items():
         there: Mapping[str, Any] = getattr(newest, kind)
         pairs = {name: (_shown(there, name), _shown(here, name)) for name in sorted(there.keys() | here.keys())}
@@ -185,42 +263,37 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
     return repr(fields[name]) if name in fields else "absent"
 
 
-def _publish(cache: Path, manifest: Manifest) -> bool:
-    """Create the manifest's file; False if another writer took the number."""
-    path = manifest_path(cache, manifest.number)
-    make_private_directory(cache)
-    make_private_directory(path.parent)
-    with temporary_file(path.parent, lambda file: file.write(_encode(manifest))) as temporary:
-        return link_new(temporary, path)
-
-
 def _encode(manifest: Manifest) -> bytes:
     body = _plain(asdict(manifest))
     return json.dumps({"sha256": _digest(body), **body}, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def _decode(data: bytes, path: Path) -> Manifest:
+def decode_manifest(data: bytes, *, where: str, number: int) -> Manifest:
+    """Check and read a manifest's bytes.
+
+    Raises:
+        CacheError: damaged, of another format, or not number `number`; the message names `where`.
+    """
     try:
         body = json.loads(data)
         claimed = body.pop("sha256")
         version = body["format_version"]
         digest = _digest(body)
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-        raise CacheError(f"{path}: not a cache manifest ({error!r}); restore it from a copy") from error
-    if version != FORMAT_VERSION:
-        raise CacheError(
-            f"{path}: format {version!r}, this vgid reads {FORMAT_VERSION}; change vgid or make a new cache"
-        )
+        raise CacheError(f"{where}: not a cache manifest ({error!r}); restore it from a copy") from error
+    if version not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise CacheError(f"{where}: format {version!r}, this vgid reads {known}; change vgid or make a new cache")
     if claimed != digest:
-        raise CacheError(f"{path}: content does not match its sha256, the file is damaged; restore it from a copy")
+        raise CacheError(f"{where}: content does not match its sha256, the file is damaged; restore it from a copy")
     try:
         manifest = _MANIFEST.validate_json(_canonical(body))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise CacheError(f"{path}: field {field}: {first['msg']}; see docs/cache-format.md") from error
-    if manifest.number != int(path.stem):
-        raise CacheError(f"{path}: says that it is number {manifest.number}; was it renamed? Restore its name")
+        raise CacheError(f"{where}: field {field}: {first['msg']}; see docs/cache-format.md") from error
+    if manifest.number != number:
+        raise CacheError(f"{where}: says that it is number {manifest.number}; was it renamed? Restore its name")
     return manifest
 
 

@@ -2,13 +2,14 @@
 
 Values of `topk_logprobs` are float32 numbers on the fp16 grid: SQL engines read them as FLOAT, and they compress like
 fp16 (error at most 0.0039 nat at |x| <= 8 and 0.0078 at |x| <= 16, which is below the step of a bfloat16 head).
-`token_logprob` and `tail_logprob` keep full float32. Prompts and pixels are not stored, only their hashes.
+Positions may store different numbers of candidates (adaptive width). `token_logprob` and `tail_logprob` keep full
+float32. Prompts and pixels are not stored, only their hashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,11 @@ import pyarrow as pa
 
 from vgid.errors import CacheError
 
-FORMAT_VERSION = 1
+ROW_VERSION = 1
+"""Of the columns and their meaning; part of every target's identity."""
+
+NO_CANDIDATE = -1
+"""Id that fills `topk_ids` where a position stores fewer candidates than the widest of its row (never on disk)."""
 
 _TEXT = pa.string()
 _INTS = pa.list_(pa.int32())
@@ -54,7 +59,7 @@ SCHEMA = pa.schema(
         pa.field("topk_logprobs", pa.list_(_FLOATS), nullable=False),
         pa.field("fact_mask", pa.list_(pa.bool_())),
     ],
-    metadata={"vgid_format_version": str(FORMAT_VERSION)},
+    metadata={"vgid_format_version": str(ROW_VERSION)},
 )
 
 
@@ -101,33 +106,21 @@ class Target:
     tail_logprob: np.ndarray
     """float32 [T], log of all mass outside the stored ids; -inf where nothing is left."""
     topk_ids: np.ndarray
-    """int32 [T, K], most likely first."""
+    """int32 [T, K], most likely first; narrower positions end in `NO_CANDIDATE`."""
     topk_logprobs: np.ndarray
-    """float32 [T, K] on the fp16 grid, natural log, T = 1, not renormalised."""
+    """float32 [T, K] on the fp16 grid, natural log, T = 1, not renormalised; -inf where there is no candidate."""
     fact_mask: np.ndarray | None
     """bool [T], True where a token carries a fact (`reference` rows only)."""
 
 
-_DTYPES = {
-    "token_ids": np.int32,
-    "token_logprob": np.float32,
-    "token_rank": np.int32,
-    "logsumexp": np.float32,
-    "entropy": np.float32,
-    "tail_logprob": np.float32,
-    "fact_mask": np.bool_,
-}
-_NESTED = {"topk_ids": np.int32, "topk_logprobs": np.float32}
+_NESTED = {"topk_ids": NO_CANDIDATE, "topk_logprobs": -np.inf}
+"""Columns of lists of lists, with what stands where there is no candidate."""
 
 
 def to_table(targets: Iterable[Target]) -> pa.Table:
     """Rows as an Arrow table of `SCHEMA`."""
     rows = list(targets)
-    columns = []
-    for field in SCHEMA:
-        values = [getattr(row, field.name) for row in rows]
-        columns.append(_nested_array(values, field) if field.name in _NESTED else pa.array(values, type=field.type))
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays([_column(rows, field) for field in SCHEMA], schema=SCHEMA)
 
 
 def iter_targets(table: pa.Table) -> Iterator[Target]:
@@ -137,39 +130,77 @@ def iter_targets(table: pa.Table) -> Iterator[Target]:
         CacheError: the table has another schema.
     """
     if not table.schema.equals(SCHEMA):
-        raise CacheError(f"columns {table.schema.names} are not those of cache format {FORMAT_VERSION}")
-    names = [field.name for field in fields(Target)]
+        raise CacheError(f"columns {table.schema.names} are not those of row version {ROW_VERSION}")
     for batch in table.to_batches():
-        columns = {name: _decode(name, batch.column(name)) for name in names}
-        for i in range(batch.num_rows):
-            yield Target(**{name: column[i] for name, column in columns.items()})
+        rows = RowReader(batch)
+        yield from (rows.target(index) for index in range(batch.num_rows))
 
 
-def _nested_array(values: list[np.ndarray], field: pa.Field) -> pa.Array:
-    widths = np.concatenate([np.full(len(value), value.shape[1], np.int32) for value in values]) if values else []
-    lengths = [len(value) for value in values]
-    flat = np.concatenate([value.ravel() for value in values]) if values else np.empty(0)
-    inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(flat, type=field.type.value_type.value_type))
-    return pa.ListArray.from_arrays(_offsets(lengths), inner)
+class RowReader:
+    """Rows of one record batch by index, in any order; numbers are views into the batch, not copies."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        """Take a batch of `SCHEMA`."""
+        self._values: dict[str, pa.Array] = {}
+        self._lists: dict[str, tuple[np.ndarray | None, np.ndarray, np.ndarray]] = {}
+        self._widths: dict[str, np.ndarray] = {}
+        for field in SCHEMA:
+            column = batch.column(field.name)
+            if not pa.types.is_list(field.type):
+                self._values[field.name] = column
+                continue
+            missing = np.asarray(column.is_null()) if column.null_count else None
+            inner = column.values
+            if field.name in _NESTED:
+                self._widths[field.name] = inner.offsets.to_numpy()
+                inner = inner.values
+            self._lists[field.name] = missing, column.offsets.to_numpy(), inner.to_numpy(zero_copy_only=False)
+
+    def target(self, index: int) -> Target:
+        """Row `index` of the batch."""
+        values: dict[str, Any] = {name: column[index].as_py() for name, column in self._values.items()}
+        values.update((name, self._list(name, index)) for name in self._lists)
+        return Target(**values)
+
+    def _list(self, name: str, index: int) -> np.ndarray | None:
+        missing, offsets, values = self._lists[name]
+        if missing is not None and missing[index]:
+            return None
+        first, last = offsets[index], offsets[index + 1]
+        if name not in _NESTED:
+            return values[first:last]
+        edges = self._widths[name][first : last + 1]
+        return _matrix(values[edges[0] : edges[-1]], np.diff(edges), fill=_NESTED[name])
 
 
-def _offsets(lengths: Iterable[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int32))
+def _column(rows: list[Target], field: pa.Field) -> pa.Array:
+    values = [getattr(row, field.name) for row in rows]
+    if not pa.types.is_list(field.type):
+        return pa.array(values, type=field.type)
+    lengths = np.array([0 if value is None else len(value) for value in values], np.int64)
+    present = [value for value in values if value is not None]
+    missing = pa.array([value is None for value in values]) if len(present) < len(values) else None
+    if field.name not in _NESTED:
+        return pa.ListArray.from_arrays(_offsets(lengths), _flat(present, field.type.value_type), mask=missing)
+    stored = [row.topk_ids != NO_CANDIDATE for row in rows]
+    widths = np.concatenate([mask.sum(axis=-1) for mask in stored]) if stored else lengths
+    flat = _flat([value[mask] for value, mask in zip(values, stored, strict=True)], field.type.value_type.value_type)
+    return pa.ListArray.from_arrays(_offsets(lengths), pa.ListArray.from_arrays(_offsets(widths), flat))
 
 
-def _decode(name: str, column: pa.Array) -> list[Any]:
-    if name in _NESTED:
-        return [_matrix(row.values, _NESTED[name]) for row in column]
-    if name in _DTYPES:
-        return [None if not row.is_valid else np.asarray(row.values, _DTYPES[name]) for row in column]
-    return column.to_pylist()
+def _flat(values: list[np.ndarray], kind: pa.DataType) -> pa.Array:
+    return pa.array(np.concatenate(values) if values else np.empty(0), type=kind)
 
 
-def _matrix(rows: pa.ListArray, dtype: type) -> np.ndarray:
-    flat = np.asarray(rows.flatten(), dtype)
-    widths = np.unique(np.diff(rows.offsets))
-    if len(widths) > 1:
-        raise CacheError(
-            f"a target stores {widths.tolist()} candidates at its positions; format 1 has one number a row"
-        )
-    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 0)
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
+
+
+def _matrix(flat: np.ndarray, widths: np.ndarray, *, fill: float) -> np.ndarray:
+    """[T, K] with K the widest; a view where all are as wide."""
+    width = int(widths.max(initial=0))
+    if (widths == width).all():
+        return flat.reshape(len(widths), width)
+    matrix = np.full((len(widths), width), fill, flat.dtype)
+    matrix[np.arange(width) < widths[:, None]] = flat
+    return matrix

@@ -7,7 +7,6 @@ What this gives up: every query hashes the parts it opens, and nothing spills to
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from vgid.cache.reader import Cache, damage, open_cache
+from vgid.cache.reader import Cache, open_cache, read_verified
 from vgid.cache.schema import SCHEMA
 from vgid.errors import CacheError, ConfigError, VgidError
 
@@ -58,13 +57,6 @@ FROM tokens
 """
 
 
-class _PartFile(io.BufferedReader):
-    """DuckDB drops files without closing them, which Python would report as a leak."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class CommittedParts(AbstractFileSystem):
     """Read-only file system of the parts that one manifest names; `refusal` keeps why it last refused."""
 
@@ -74,7 +66,7 @@ class CommittedParts(AbstractFileSystem):
     def __init__(self, cache: Cache) -> None:
         super().__init__()
         self.refusal: VgidError | None = None
-        self._root = cache.path
+        self._store = cache.store
         self._parts = {_SCHEME + part.path: part for part in cache.manifest.parts}
         self.paths = list(self._parts)
 
@@ -88,18 +80,10 @@ class CommittedParts(AbstractFileSystem):
             raise self._refuse(ConfigError(f"SQL may only read this cache; {path} cannot be written"))
         if path not in self._parts:
             raise self._refuse(ConfigError(f"SQL may only read the committed parts of this cache; {path} is none"))
-        part = self._parts[path]
-        name = self._root / part.path
         try:
-            file = _PartFile(io.FileIO(name))
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise self._refuse(CacheError(f"{name}: cannot be read ({error.strerror or error})")) from error
-        if found != part.sha256:
-            file.close()
-            raise self._refuse(CacheError(damage(name, expected=part.sha256, found=found)))
-        file.seek(0)
-        return file
+            return io.BytesIO(read_verified(self._store, self._parts[path]))
+        except CacheError as error:
+            raise self._refuse(error) from error
 
     def glob(self, path: str, *_: Any, **__: Any) -> list[str]:
         """Parts that match; at least one must, or a query over a wrong path would answer as if it were empty."""
@@ -122,7 +106,7 @@ class CommittedParts(AbstractFileSystem):
         return reason
 
 
-def connect(cache: Path) -> duckdb.DuckDBPyConnection:
+def connect(cache: Path | str) -> duckdb.DuckDBPyConnection:
     """A locked, in-memory DuckDB with the views `targets`, `tokens` and `candidates` over a cache.
 
     `targets` has the columns of the cache format; `tokens` one row per response position (`pos` from 0); `candidates`
@@ -134,7 +118,7 @@ def connect(cache: Path) -> duckdb.DuckDBPyConnection:
     return _connect(CommittedParts(open_cache(cache)))
 
 
-def run_sql(cache: Path, query: str) -> pa.Table:
+def run_sql(cache: Path | str, query: str) -> pa.Table:
     """Run one query in a fresh connection of `connect`.
 
     Raises:

@@ -7,39 +7,25 @@ no manifest names; it is never read, and adopted only if the same rows come agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vgid.cache.card import write_card
-from vgid.cache.files import link_new, make_private_directory, sweep_stale, temporary_file
-from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, commit
-from vgid.cache.reader import decode_part, read_part
-from vgid.cache.schema import SCHEMA, Target, to_table
+from vgid.cache.encoding import Profile, decode_part, encode_part
+from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, VocabularyFile, commit
+from vgid.cache.reader import read_part
+from vgid.cache.schema import NO_CANDIDATE, SCHEMA, Target, to_table
+from vgid.cache.store import Store, explained, open_store
+from vgid.cache.tombstones import Graveyard
+from vgid.cache.vocabulary import Token, write_vocabulary
 from vgid.errors import CacheError
 
-ROW_GROUP_ROWS = 128
-
-_TEXT = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
-_NUMBERS = [
-    *(f"{name}.list.element" for name in ("token_ids", "token_logprob", "token_rank")),
-    *(f"{name}.list.element" for name in ("logsumexp", "entropy", "tail_logprob")),
-    *(f"{name}.list.element.list.element" for name in ("topk_ids", "topk_logprobs")),
-]
-# Bytes of ids and of grid values repeat in their high planes; dictionaries of them only cost (docs/cache-format.md).
-_ENCODING: dict[str, Any] = {
-    "compression": "zstd",
-    "compression_level": 3,
-    "use_dictionary": _TEXT,
-    "use_byte_stream_split": _NUMBERS,
-    "write_page_checksum": True,
-}
+STALE_S = 24 * 3600.0
 
 _Group = tuple[str, str]
 """Split and engine: what the rows of one part have in common."""
@@ -53,31 +39,54 @@ class CacheWriter:
 
     def __init__(
         self,
-        cache: Path,
+        cache: Path | str | Store,
         *,
         teacher: Mapping[str, str | int | None],
         settings: Mapping[str, Any],
         plan: Mapping[str, Any],
         rows_per_part: int = 256,
+        profile: Profile = "default",
+        vocabulary: Callable[[], Iterable[Token]] | None = None,
+        expires: str | None = None,
     ) -> None:
         """Open or begin a cache; from here on it is a cache of this teacher.
 
+        Args:
+            cache: Path or URL, made if missing.
+            teacher: Identity of the teacher, field by field.
+            settings: How values are stored, field by field.
+            plan: What is asked for.
+            rows_per_part: Rows of a split that are committed together.
+            profile: Encoding of the parts; a cache may hold both.
+            vocabulary: Gives the token table; called if the cache has none.
+            expires: When the cache should be erased, ISO 8601 in UTC; None keeps what it says.
+
         Raises:
-            CacheError: it belongs to another teacher or other settings, is damaged, or cannot be written.
+            CacheError: it belongs to another teacher or other settings, is damaged, or cannot be written, or rows were
+                erased from it and the key of its tombstones is not at hand.
         """
-        self.cache = Path(cache)
+        self.store = open_store(cache)
         self.done: set[str] = set()
         """Target ids that are committed, by whomever, as of the last look."""
-        self._identity: dict[str, Mapping[str, Any]] = {"teacher": teacher, "settings": settings, "plan": plan}
+        self._fields: dict[str, Any] = {"teacher": teacher, "settings": settings, "plan": plan, "expires": expires}
+        self._vocabulary = vocabulary
+        self._profile: Profile = profile
         self._rows_per_part = rows_per_part
+        self._graveyard = Graveyard(None, where="")
         self._pending: dict[_Group, dict[str, Target]] = {}
         self._known_parts: set[str] = set()
-        for directory in (self.cache / "manifest", *(self.cache / "data").glob("*")):
-            sweep_stale(directory)
+        with explained(self.store):
+            self.store.sweep(older_than_s=STALE_S)
         self._commit([])
+
+    def erased(self, *, subject_id: str, example_id: str) -> bool:
+        """Whether rows of this example were erased, so that they are not to be made again (as of the last look)."""
+        return self._graveyard.holds(subject_id=subject_id, example_id=example_id)
 
     def add(self, target: Target) -> None:
         """Take one row; its part is committed when full. A row that the cache or this writer has is ignored.
+
+        So is a row that was erased.
 
         Raises:
             CacheError: the row contradicts itself, or the commit fails.
@@ -114,36 +123,44 @@ class CacheWriter:
 
         def add(newest: Manifest | None) -> list[Part]:
             self._learn(newest)
-            missing = [
-                [row for row in self._pending[group].values() if row.target_id not in self.done] for group in groups
-            ]
-            parts = [write_part(self.cache, rows) for rows in missing if rows]
+            missing = [[row for row in self._pending[group].values() if self._is_wanted(row)] for group in groups]
+            parts = [write_part(self.store, rows, self._profile) for rows in missing if rows]
             self._withdraw(written - {part.path for part in parts})
             written.clear()
             written.update(part.path for part in parts)
             return parts
 
-        commit(self.cache, **self._identity, add=add)
+        commit(self.store, **self._fields, add=add, write_vocabulary=self._write_vocabulary)
         self._known_parts |= written
         for group in groups:
             self.done.update(self._pending.pop(group))
-        write_card(self.cache)
+        with explained(self.store):
+            write_card(self.store)
 
     def _learn(self, newest: Manifest | None) -> None:
-        """Take note of rows that were committed since the last look, by this writer's forerunners or others."""
+        """Take note of what was committed or erased since the last look, by this writer's forerunners or others."""
+        self._graveyard = Graveyard(newest.tombstones if newest else None, where=self.store.location)
         for part in newest.parts if newest else ():
             if part.path not in self._known_parts:
-                self.done.update(read_part(self.cache, part, columns=["target_id"])["target_id"].to_pylist())
+                self.done.update(read_part(self.store, part, columns=["target_id"])["target_id"].to_pylist())
                 self._known_parts.add(part.path)
+
+    def _is_wanted(self, row: Target) -> bool:
+        return row.target_id not in self.done and not self.erased(subject_id=row.subject_id, example_id=row.example_id)
 
     def _withdraw(self, paths: Iterable[str]) -> None:
         """Remove own parts that lost the race: some of their rows are committed, so nobody can commit them now."""
         for path in paths:
             if path not in self._known_parts:
-                (self.cache / path).unlink(missing_ok=True)
+                self.store.delete(path)
+
+    @property
+    def _write_vocabulary(self) -> Callable[[], VocabularyFile] | None:
+        tokens = self._vocabulary
+        return None if tokens is None else lambda: write_vocabulary(self.store, tokens())
 
 
-def write_part(cache: Path, targets: Iterable[Target]) -> Part:
+def write_part(store: Store, targets: Iterable[Target], profile: Profile = "default") -> Part:
     """Write rows of one split and engine as a verified part; it counts only once a manifest names it.
 
     The name is made of the target ids, so the same rows lead to the same name. A file that has it already (left by a
@@ -155,18 +172,16 @@ def write_part(cache: Path, targets: Iterable[Target]) -> Part:
     """
     rows = sorted(targets, key=lambda row: row.target_id)
     ids = [row.target_id for row in rows]
-    directory = cache
-    for name in ("data", rows[0].split):
-        directory = make_private_directory(directory / name)
-    final = directory / f"part-{sha256(chr(10).join(ids).encode()).hexdigest()[:24]}.parquet"
+    name = f"data/{rows[0].split}/part-{sha256(chr(10).join(ids).encode()).hexdigest()[:24]}.parquet"
+    where = store.describe(name)
     while True:
         try:
-            return _verified(final, final, ids)
+            return _verified(store.read(name), name, ids, where=where)
         except FileNotFoundError:  # the usual case; or a writer that lost a race withdrew it under our eyes
-            with temporary_file(directory, lambda file: _encode(rows, file)) as temporary:
-                part = _verified(temporary, final, ids)
-                if link_new(temporary, final):
-                    return part
+            data = encode_part(to_table(rows), profile)
+            part = _verified(data, name, ids, where=where)
+            if store.create(name, data):
+                return part
 
 
 def check_target(target: Target) -> None:
@@ -187,28 +202,25 @@ def check_target(target: Target) -> None:
     shapes = target.topk_ids.shape, target.topk_logprobs.shape
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         raise CacheError(f"{where}: topk_ids and topk_logprobs have shapes {shapes[0]} and {shapes[1]}")
+    stored = target.topk_ids != NO_CANDIDATE
+    if (stored[:, 1:] > stored[:, :-1]).any() or np.isfinite(target.topk_logprobs[~stored]).any():
+        raise CacheError(f"{where}: an absent candidate (id {NO_CANDIDATE}) may only end a position and has -inf")
     broken = [name for name, value in arrays.items() if np.isnan(value).any()]
     if broken:
         raise CacheError(f"{where}: {broken[0]} holds NaN; the teacher's logits were not finite")
 
 
-def _encode(rows: Sequence[Target], file: BinaryIO) -> None:
-    pq.write_table(to_table(rows), file, row_group_size=ROW_GROUP_ROWS, **_ENCODING)
-
-
-def _verified(file: Path, final: Path, ids: Sequence[str]) -> Part:
-    """Read `file` back in full and describe it as the part `final`."""
-    data = file.read_bytes()
-    table = decode_part(data, final)
+def _verified(data: bytes, name: str, ids: Sequence[str], *, where: str) -> Part:
+    """Decode the bytes of a part in full and describe them as the part `name`."""
+    table = decode_part(data, where)
     if table["target_id"].to_pylist() != ids:
-        raise CacheError(f"{final}: holds other rows than its name says; move it away and rerun")
-    split, engine_id = table["split"][0].as_py(), table["engine_id"][0].as_py()
+        raise CacheError(f"{where}: holds other rows than its name says; move it away and rerun")
     return Part(
-        path=f"data/{split}/{final.name}",
-        split=split,
+        path=name,
+        split=table["split"][0].as_py(),
         rows=len(ids),
-        tokens=sum(len(row) for row in table["token_ids"]),
+        tokens=len(table["token_ids"].combine_chunks().flatten()),
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        engine_id=engine_id,
+        engine_id=table["engine_id"][0].as_py(),
     )

@@ -184,8 +184,9 @@ def planned_targets(cache: Cache, recipe: Recipe, examples: Sequence[Example], *
         found = max(found, [stored[row.target_id] for row in plan if row.target_id in stored], key=len)
     if not found or (len(found) < planned and not allow_partial):
         raise CacheError(
-            f"cache {cache.path} has {len(found):,} of the {planned:,} rows that the recipe plans (and {len(stored):,} "
-            "in all); run `vgid teacher generate` with this recipe, or train on what there is with --allow-partial"
+            f"cache {cache.location} has {len(found):,} of the {planned:,} rows that the recipe plans (and "
+            f"{len(stored):,} in all); run `vgid teacher generate` with this recipe, or train on what there is with "
+            "--allow-partial"
         )
     if len(found) < len(stored):
         say(f"using {len(found):,} of the cache's {len(stored):,} rows: the others are not in this recipe's plan")

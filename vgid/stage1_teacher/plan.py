@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from vgid.cache.schema import FORMAT_VERSION
+from vgid.cache.schema import ROW_VERSION
 from vgid.data.examples import Example
 from vgid.data.images import image_sha256
 from vgid.errors import ConfigError
@@ -109,7 +109,7 @@ def _plan_one(
 ) -> PlannedTarget:
     noise = settings.perturbation
     depends_on = {
-        "format": FORMAT_VERSION,
+        "format": ROW_VERSION,
         "example": example.content_sha256(),
         "image": image_hash,
         "view": entry.view,

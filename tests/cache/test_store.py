@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from vgid.cache.store import LocalStore
+
+
+def test_of_two_files_created_under_one_name_the_first_wins_and_stays(tmp_path):
+    store = LocalStore(tmp_path)
+
+    assert store.create("data/part", b"first")
+    assert not store.create("data/part", b"second")
+
+    assert store.read("data/part") == b"first"
+    assert store.names() == ["data/part"]
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OSError, match="No space"):
+        LocalStore(tmp_path).create("part", b"half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_file_has_the_new_content(tmp_path):
+    store = LocalStore(tmp_path)
+    store.replace("README.md", b"old")
+    store.replace("README.md", b"new")
+
+    assert store.read("README.md") == b"new"
+    assert store.names() == ["README.md"]
+
+
+def test_a_temporary_that_vanishes_is_written_again(tmp_path, monkeypatch):
+    link, swept = os.link, []
+
+    def sweep_first(source, target):
+        if not swept:
+            swept.append(source)
+            os.unlink(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", sweep_first)
+
+    assert LocalStore(tmp_path).create("part", b"content")
+    assert (tmp_path / "part").read_bytes() == b"content"
+
+
+def test_a_disk_that_gives_back_other_bytes_is_an_error(tmp_path, monkeypatch):
+    fdopen = os.fdopen
+
+    def lose_the_end(descriptor, mode):
+        file = fdopen(descriptor, mode)
+        write = file.write
+        file_like = type("Lossy", (), {"write": lambda _, data: write(data[:-1]), "fileno": lambda _: file.fileno()})()
+        file_like.flush = file.flush
+        return _Entered(file, file_like)
+
+    monkeypatch.setattr(os, "fdopen", lose_the_end)
+
+    with pytest.raises(OSError, match="other bytes"):
+        LocalStore(tmp_path).create("part", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Entered:
+    def __init__(self, file, inner):
+        self.file, self.inner = file, inner
+
+    def __enter__(self):
+        return self.inner
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def test_directories_and_files_are_private_whatever_the_umask(tmp_path):
+    store, before = LocalStore(tmp_path / "made" / "cache"), os.umask(0)
+    try:
+        store.create("data/forget/part", b"x")
+        store.replace("README.md", b"x")
+    finally:
+        os.umask(before)
+
+    for path in [store.root, *store.root.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o777, "a folder above the cache is not ours to close"
+
+
+def test_only_stale_temporary_files_are_swept(tmp_path):
+    (tmp_path / "data").mkdir()
+    old, young, other = tmp_path / "data/.tmp-old", tmp_path / ".tmp-young", tmp_path / "part-old.parquet"
+    for path in (old, young, other):
+        path.touch()
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (old, other):
+        os.utime(path, (two_days_ago, two_days_ago))
+
+    LocalStore(tmp_path).sweep(older_than_s=24 * 3600)
+
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".tmp-young", "data", "part-old.parquet"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    """As root every folder can be read, so the refusal comes from the call itself."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(PermissionError):
+        LocalStore(tmp_path).names("manifest")
+
+
+def test_a_file_in_the_place_of_the_cache_is_an_error(tmp_path):
+    (tmp_path / "cache").write_text("")
+
+    with pytest.raises(OSError):
+        LocalStore(tmp_path / "cache").create("data/part", b"x")
+    assert (tmp_path / "cache").read_text() == ""
