@@ -245,6 +245,6 @@ def test_a_cache_whose_only_manifest_was_purged_is_an_error(tmp_path):
         load_manifest(LocalStore(tmp_path))
 
 
-def digest(body: dict) -> str:
+def digest(body: dict[str, object]) -> str:
     """The self-hash as docs/cache-format.md defines it."""
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()

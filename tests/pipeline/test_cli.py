@@ -6,11 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from vgid.cache.reader import open_cache
+from vgid.cache.vocabulary import read_vocabulary
 from vgid.data.fictitious import shipped_world
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -53,7 +58,19 @@ def test_flags_are_frozen():
 
     assert dict(flags(get_command(app))) == {
         "teacher generate": sorted(
-            ["recipe", "--out", "--engine", "--shard", "--limit", "--dry-run", "--rows-per-part", "--set", "--json"]
+            [
+                "recipe",
+                "--out",
+                "--engine",
+                "--shard",
+                "--limit",
+                "--dry-run",
+                "--rows-per-part",
+                "--profile",
+                "--expire-after",
+                "--set",
+                "--json",
+            ]
         ),
         "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--set", "--json"]),
         "evaluate": sorted(
@@ -88,6 +105,28 @@ def test_a_dry_run_prints_rows_tokens_and_bytes_and_writes_nothing(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_adaptive_width_the_compat_profile_and_an_expiry_reach_the_cache(tmp_path):
+    arguments = ["--limit", "12", "--engine", "transformers", "--profile", "compat", "--expire-after", "2w"]
+    widths = ["--set", "teacher.num_topk=16", "--set", "teacher.top_p=0.99", "--set", "teacher.min_k=2"]
+    done = vgid("teacher", "generate", "fictitious", "--out", tmp_path / "cache", *arguments, *widths)
+    assert done.returncode == 0, done.stderr
+
+    opened = open_cache(tmp_path / "cache")
+    assert opened.manifest.settings.items() >= {"num_topk": 16, "top_p": 0.99, "min_k": 2}.items()
+    left = datetime.fromisoformat(opened.manifest.expires or "") - datetime.now(UTC)
+    assert timedelta(days=13.9) < left < timedelta(days=14)
+    stored = [(row.topk_ids >= 0).sum(-1) for row in opened.iter_targets()]
+    assert {2} < set(np.concatenate(stored).tolist()), "some positions need more than the fewest"
+    for row, widths in zip(opened.iter_targets(), stored, strict=True):
+        assert np.all((np.exp(row.tail_logprob) <= 0.01 + 1e-6) | (widths == 16))
+    part = pq.ParquetFile(tmp_path / "cache" / opened.manifest.parts[0].path).metadata.row_group(0)
+    encodings = {part.column(i).path_in_schema.split(".")[0]: part.column(i).encodings for i in range(part.num_columns)}
+    assert "DELTA_BINARY_PACKED" in encodings["topk_ids"]
+    table = read_vocabulary(opened).to_pydict()
+    ends = {token_id for token_id, end in zip(table["token_id"], table["end"], strict=True) if end}
+    assert all(row.token_ids[-1] in ends for row in opened.iter_targets() if row.finish_reason == "stop")
+
+
 def test_sql_answers_in_every_format(cache):
     query = "SELECT split, count(*) AS n FROM targets GROUP BY split ORDER BY split"
     rows = json.loads(vgid("sql", cache, query, "--format", "json").stdout)
@@ -107,6 +146,8 @@ def test_data_check_says_what_the_data_holds():
         (["teacher", "generate", "no-such-recipe", "--out", "X"], 2, "shipped recipe"),
         (["teacher", "generate", "fictitious", "--out", "X", "--shard", "3/3"], 2, "i/n"),
         (["teacher", "generate", "fictitious", "--out", "X", "--engine", "llama"], 2, "transformers"),
+        (["teacher", "generate", "fictitious", "--out", "X", "--profile", "zip"], 2, "compat"),
+        (["teacher", "generate", "fictitious", "--out", "X", "--expire-after", "soon"], 2, "90d"),
         (["teacher", "generate", "fictitious", "--out", "X", "--set", "model=./nowhere"], 2, "nowhere"),
         (["distill", "fictitious", "--cache", "X", "--out", "Y"], 1, "X"),
         (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),

@@ -13,6 +13,7 @@ import pytest
 
 from vgid.cache.reader import open_cache
 from vgid.cache.schema import Target
+from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.chat import end_of_turn_id
 from vgid.errors import Stopped
@@ -209,5 +210,5 @@ def test_sigterm_commits_what_is_finished_and_exits_with_75(uninterrupted, tmp_p
 def _rows_so_far(cache: Path) -> int:
     from vgid.cache.manifest import load_manifest
 
-    manifest = load_manifest(cache) if cache.exists() else None
+    manifest = load_manifest(LocalStore(cache))
     return sum(part.rows for part in manifest.parts) if manifest else 0

@@ -8,7 +8,8 @@ from PIL import Image as PIL
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
 from vgid.stage1_teacher.generate import pilot_of_plan
-from vgid.stage1_teacher.plan import make_plan, shard_of_plan
+from vgid.stage1_teacher.perturb import PIXEL_FORM
+from vgid.stage1_teacher.plan import cache_settings, make_plan, shard_of_plan
 from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, TeacherSettings
 
 TEACHER = {"weights_fingerprint": "w", "tokenizer_sha256": "t", "vocab_size": 100}
@@ -158,3 +159,21 @@ def test_a_pilot_samples_every_kind_of_row_in_proportion():
         ("retain", "image"): 4,
         ("retain", "text"): 2,
     }
+
+
+def test_adaptive_width_is_part_of_a_targets_identity_and_fixed_width_is_as_before():
+    fixed = make_plan(EXAMPLES, settings=settings(), teacher=TEACHER, engine_id="e")
+    again = make_plan(EXAMPLES, settings=settings(min_k=3), teacher=TEACHER, engine_id="e")
+    adaptive = make_plan(EXAMPLES, settings=settings(top_p=0.99), teacher=TEACHER, engine_id="e")
+    wider = make_plan(EXAMPLES, settings=settings(top_p=0.99, min_k=3), teacher=TEACHER, engine_id="e")
+
+    ids = [{planned.target_id for planned in plan} for plan in (fixed, again, adaptive, wider)]
+    assert ids[0] == ids[1]
+    assert not ids[0] & ids[2] and not ids[2] & ids[3]
+    assert cache_settings(settings()) == {"num_topk": 8, "rounding": "fp16-grid", "pixel_form": PIXEL_FORM}
+    assert cache_settings(settings(top_p=0.99)).items() >= {"num_topk": 8, "top_p": 0.99, "min_k": 8}.items()
+
+
+def test_a_floor_above_the_ceiling_is_refused():
+    with pytest.raises(ValueError, match="min_k 9 is above num_topk 8"):
+        settings(top_p=0.9, min_k=9)

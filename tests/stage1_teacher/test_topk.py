@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vgid.stage1_teacher.topk import round_to_fp16_grid, stats_of_logits, tail_logprob
+from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, stats_of_logits, tail_logprob
 
 
 def test_stats_equal_float64_softmax():
@@ -53,3 +53,24 @@ def test_rounding_keeps_float32_numbers_of_the_fp16_grid():
     assert rounded.dtype == np.float32
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
     assert np.abs(rounded[:3] - values[:3]).max() <= 0.0078 / 2
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.05, 0.999), st.floats(0.1, 8.0), st.integers(0, 2**31))
+@settings(max_examples=100, deadline=None)
+def test_narrowing_keeps_the_fewest_candidates_that_reach_top_p(k, min_k, top_p, scale, seed):
+    logits = np.random.default_rng(seed).normal(0, scale, (5, 20))
+    logprobs = -np.sort(-(logits - np.logaddexp.reduce(logits, axis=-1)[:, None]), axis=-1)[:, :k].astype(np.float32)
+    ids = np.argsort(-logits, axis=-1)[:, :k].astype(np.int32)
+
+    kept_ids, kept = narrow(ids, logprobs, top_p=top_p, min_k=min_k)
+
+    assert kept_ids.dtype == np.int32 and kept.dtype == np.float32
+    for row, whole in enumerate(logprobs):
+        total, fewest = 0.0, 0
+        while fewest < k and (total < top_p or fewest < min_k):
+            total += float(np.exp(np.float64(whole[fewest])))
+            fewest += 1
+        assert (kept_ids[row] >= 0).sum() == fewest
+        assert np.array_equal(kept[row, :fewest], whole[:fewest]) and np.all(kept[row, fewest:] == -np.inf)
+        assert np.array_equal(kept_ids[row, :fewest], ids[row, :fewest]) and np.all(kept_ids[row, fewest:] == -1)
+    assert np.allclose(np.exp(kept.astype(float)).sum(-1) + np.exp(tail_logprob(kept).astype(float)), 1, atol=1e-6)

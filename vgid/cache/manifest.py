@@ -163,7 +163,7 @@ def update(store: Store, change: Callable[[Manifest | None], Manifest]) -> Manif
             newest = load_manifest(store)
             changed = change(newest)
             if changed is newest:
-                return newest
+                return changed
             following = replace(changed, number=newest.number + 1 if newest else 1, format_version=FORMAT_VERSION)
             if store.create(manifest_name(following.number), _encode(following)):
                 return following
@@ -204,7 +204,14 @@ def commit(
             raise CacheError(f"{store.location} holds a {CARD_NAME} but no cache; give an empty or new directory")
         if newest is not None:
             _check_same(newest, wanted, store.describe(manifest_name(newest.number)))
-        base = newest or Manifest(number=0, format_version=FORMAT_VERSION, plan={}, parts=(), **wanted)
+        base = newest or Manifest(
+            number=0,
+            format_version=FORMAT_VERSION,
+            teacher=wanted["teacher"],
+            settings=wanted["settings"],
+            plan={},
+            parts=(),
+        )
         merged = replace(
             base,
             plan=_plain(plan),
@@ -212,7 +219,7 @@ def commit(
             vocabulary=base.vocabulary or (write_vocabulary and write_vocabulary()),
             expires=expires or base.expires,
         )
-        return newest if newest == merged else merged
+        return newest if newest is not None and newest == merged else merged
 
     return update(store, change)
 

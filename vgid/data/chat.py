@@ -87,18 +87,27 @@ def end_of_turn_id(model: Path | str, tokenizer: Any) -> int:
     Raises:
         ConfigError: nothing names one.
     """
+    ids = _generation_eos_ids(model)
+    if tokenizer.eos_token_id is not None and (not ids or tokenizer.eos_token_id in ids):
+        return int(tokenizer.eos_token_id)
+    if not ids:
+        raise ConfigError(f"model {str(model)!r}: neither tokenizer nor generation config names an end-of-turn token")
+    return int(ids[0])
+
+
+def end_of_turn_ids(model: Path | str, tokenizer: Any) -> frozenset[int]:
+    """All ids at which the model's answers may end."""
+    return frozenset((*_generation_eos_ids(model), end_of_turn_id(model, tokenizer)))
+
+
+def _generation_eos_ids(model: Path | str) -> list[int]:
     from transformers import GenerationConfig
 
     try:
         listed = GenerationConfig.from_pretrained(str(model)).eos_token_id
     except OSError:
         listed = None
-    ids = [listed] if isinstance(listed, int) else list(listed or [])
-    if tokenizer.eos_token_id is not None and (not ids or tokenizer.eos_token_id in ids):
-        return int(tokenizer.eos_token_id)
-    if not ids:
-        raise ConfigError(f"model {str(model)!r}: neither tokenizer nor generation config names an end-of-turn token")
-    return int(ids[0])
+    return [listed] if isinstance(listed, int) else list(listed or [])
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,9 @@ def _root(
 @teacher_app.command("generate")
 def teacher_generate(
     recipe: RecipeArg,
-    out: Annotated[Path, typer.Option("--out", help="Cache directory; a rerun adds only what is missing.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Directory or URL of the cache; a rerun adds only what is missing.")
+    ],
     engine: EngineOption = "vllm",
     shard: Annotated[str, typer.Option("--shard", help="i/n: this worker's part of the plan.")] = "0/1",
     limit: Annotated[
@@ -74,6 +77,12 @@ def teacher_generate(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens and bytes; generate nothing.")] = False,
     rows_per_part: Annotated[int, typer.Option(min=1, help="Most rows computed between two commits, per split.")] = 256,
+    profile: Annotated[
+        str, typer.Option("--profile", help="Encoding of the parts: default, or compat for DuckDB 1.4 and 1.5.")
+    ] = "default",
+    expire_after: Annotated[
+        str | None, typer.Option("--expire-after", help="90d, 12w: when the cache should be erased; `status` warns.")
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,14 +94,23 @@ def teacher_generate(
     from vgid.pipeline.recipe import load_examples, load_recipe
 
     index, count = _parse_shard(shard)
+    expires = _parse_expiry(expire_after)
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
     job = stages.prepare_teacher(loaded, load_examples(loaded.data, folder=folder), engine=_engine(engine))
     if dry_run:
         rows = stages.dry_run(job)
         _print(rows, as_json=as_json, columns=list(rows[0]))
         return
-    result = stages.run_teacher(job, out, shard=(index, count), limit=limit, rows_per_part=rows_per_part)
-    record = stages.as_record(result) | {"cache": str(out), "engine": engine}
+    result = stages.run_teacher(
+        job,
+        out,
+        shard=(index, count),
+        limit=limit,
+        rows_per_part=rows_per_part,
+        profile=_profile(profile),
+        expires=expires,
+    )
+    record = stages.as_record(result) | {"cache": out, "engine": engine}
     if limit is not None and result.generated:
         record["prediction"] = stages.predict_whole(job, result, out)
     _print_record(record, as_json=as_json)
@@ -101,7 +119,7 @@ def teacher_generate(
 @app.command("distill")
 def distill(
     recipe: RecipeArg,
-    cache: Annotated[Path, typer.Option("--cache", help="Cache that `vgid teacher generate` wrote.")],
+    cache: Annotated[str, typer.Option("--cache", help="Cache that `vgid teacher generate` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the student.")],
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Train although the cache lacks rows of the recipe's plan.")
@@ -301,6 +319,22 @@ def _engine(name: str) -> Any:
     if name not in ("vllm", "transformers"):
         raise ConfigError(f"--engine {name!r} is unknown; choose vllm or transformers")
     return name
+
+
+def _profile(name: str) -> Any:
+    if name not in ("default", "compat"):
+        raise ConfigError(f"--profile {name!r} is unknown; choose default or compat")
+    return name
+
+
+def _parse_expiry(text: str | None) -> str | None:
+    if text is None:
+        return None
+    days = {"d": 1, "w": 7}.get(text[-1:], 0)
+    if not (text[:-1].isdecimal() and days and int(text[:-1])):
+        raise ConfigError(f"--expire-after {text!r}: expected a number of days or weeks, for example 90d or 12w")
+    expires = datetime.now(UTC) + timedelta(days=int(text[:-1]) * days)
+    return expires.isoformat(timespec="seconds")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

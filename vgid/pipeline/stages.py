@@ -11,10 +11,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgid.cache.encoding import Profile
 from vgid.cache.reader import Cache, open_cache
 from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
-from vgid.data.chat import check_examples, end_of_turn_id, load_processor, processor_sha256, tokenizer_sha256
+from vgid.data.chat import (
+    check_examples,
+    end_of_turn_id,
+    end_of_turn_ids,
+    load_processor,
+    processor_sha256,
+    tokenizer_sha256,
+)
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import CacheError, ConfigError
@@ -34,6 +42,7 @@ from vgid.stage1_teacher.generate import (
 )
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
+from vgid.stage1_teacher.vocabulary import token_table
 
 if TYPE_CHECKING:
     from vgid.stage2_distill.trainer import DistillResult
@@ -83,16 +92,25 @@ def dry_run(job: TeacherJob) -> list[dict[str, Any]]:
 
 
 def run_teacher(
-    job: TeacherJob, out: Path, *, shard: tuple[int, int] = (0, 1), limit: int | None = None, rows_per_part: int = 256
+    job: TeacherJob,
+    out: Path | str,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+    rows_per_part: int = 256,
+    profile: Profile = "default",
+    expires: str | None = None,
 ) -> GenerateResult:
     """Fill the cache at `out` with the plan's missing targets.
 
     Args:
         job: From `prepare_teacher`.
-        out: Cache directory; made if it does not exist.
+        out: Path or URL of the cache; made if it does not exist.
         shard: (i, n): take the plan's buckets b with b mod n = i.
         limit: Only a pilot of this many rows, spread over all kinds of rows.
         rows_per_part: Most rows computed between two commits, per split.
+        profile: Encoding of the new parts.
+        expires: When the cache should be erased, ISO 8601 in UTC; None keeps what it says.
 
     Raises:
         CacheError: `out` holds the targets of another teacher.
@@ -103,9 +121,17 @@ def run_teacher(
     if limit is not None:
         plan = pilot_of_plan(plan, size=limit)
     digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
+    tokenizer = job.processor.tokenizer
     with (
         CacheWriter(
-            out, teacher=job.teacher, settings=cache_settings(recipe.teacher), plan=digest, rows_per_part=rows_per_part
+            out,
+            teacher=job.teacher,
+            settings=cache_settings(recipe.teacher),
+            plan=digest,
+            rows_per_part=rows_per_part,
+            profile=profile,
+            vocabulary=lambda: token_table(tokenizer, end_ids=end_of_turn_ids(job.directory, tokenizer)),
+            expires=expires,
         ) as writer,
         progress("teacher") as report,
         stop_signal() as should_stop,
@@ -121,15 +147,15 @@ def run_teacher(
             load_teacher=lambda: build_teacher(
                 job.engine, job.directory, num_topk=recipe.teacher.num_topk, dtype=recipe.teacher.dtype
             ),
-            tokenizer=job.processor.tokenizer,
-            end_of_turn_id=end_of_turn_id(job.directory, job.processor.tokenizer),
+            tokenizer=tokenizer,
+            end_of_turn_id=end_of_turn_id(job.directory, tokenizer),
             on_progress=on_progress,
             should_stop=should_stop,
         )
 
 
 def run_distill(
-    recipe: Recipe, examples: Sequence[Example], cache: Path, out: Path, *, allow_partial: bool = False
+    recipe: Recipe, examples: Sequence[Example], cache: Path | str, out: Path, *, allow_partial: bool = False
 ) -> DistillResult:
     """Distil the student on a cache.
 
@@ -204,7 +230,7 @@ def _warn_of_untrained(targets: Sequence[Target], recipe: Recipe) -> None:
         say(f"warning: {cut:,} of {len(targets):,} responses were cut and do not train; raise teacher.max_new_tokens")
 
 
-def check_cache_fits(teacher: dict[str, Any], directory: Path, *, cache: Path) -> None:
+def check_cache_fits(teacher: dict[str, Any], directory: Path, *, cache: Path | str) -> None:
     """Refuse to train a student on targets of another base: each differing field is named with both values.
 
     Raises:
@@ -331,7 +357,7 @@ def as_record(result: Any) -> dict[str, Any]:
     return asdict(result)
 
 
-def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path) -> dict[str, Any]:
+def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path | str) -> dict[str, Any]:
     """What the whole plan will take, scaled row for row from a pilot (kinds are sampled in proportion)."""
     factor = len(job.plan) / pilot.generated
     parts = open_cache(cache).manifest.parts

@@ -26,7 +26,7 @@ from vgid.stage1_teacher.icu import with_instruction
 from vgid.stage1_teacher.perturb import perturb
 from vgid.stage1_teacher.plan import PlannedTarget
 from vgid.stage1_teacher.settings import TeacherSettings
-from vgid.stage1_teacher.topk import round_to_fp16_grid, tail_logprob
+from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, tail_logprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,9 @@ def _target(
 ) -> Target:
     planned, example, noise = prepared.planned, prepared.planned.example, settings.perturbation
     _check_response(response, settings.num_topk)
+    topk_ids, topk_logprobs = response.topk_ids, response.topk_logprobs
+    if settings.top_p is not None:
+        topk_ids, topk_logprobs = narrow(topk_ids, topk_logprobs, top_p=settings.top_p, min_k=settings.min_k)
     prompt = f"{prepared.request.text}\n{list(response.prompt_token_ids)}"
     forced = planned.response_kind == "reference"
     return Target(
@@ -214,9 +217,9 @@ def _target(
         token_rank=response.token_rank,
         logsumexp=response.logsumexp,
         entropy=response.entropy,
-        tail_logprob=tail_logprob(response.topk_logprobs),
-        topk_ids=response.topk_ids,
-        topk_logprobs=round_to_fp16_grid(response.topk_logprobs),
+        tail_logprob=tail_logprob(topk_logprobs),
+        topk_ids=topk_ids,
+        topk_logprobs=round_to_fp16_grid(topk_logprobs),
         fact_mask=fact_mask(tokenizer, example.answer, example.facts, length=len(response.token_ids))
         if forced
         else None,

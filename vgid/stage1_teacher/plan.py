@@ -93,9 +93,15 @@ def plan_digest(plan: Iterable[PlannedTarget]) -> str:
     return sha256("\n".join(sorted(target.target_id for target in plan)).encode()).hexdigest()
 
 
-def cache_settings(settings: TeacherSettings) -> dict[str, str | int]:
+def cache_settings(settings: TeacherSettings) -> dict[str, str | int | float]:
     """What the manifest says about the form of the rows."""
-    return {"num_topk": settings.num_topk, "rounding": ROUNDING, "pixel_form": PIXEL_FORM}
+    return {**_width(settings), "rounding": ROUNDING, "pixel_form": PIXEL_FORM}
+
+
+def _width(settings: TeacherSettings) -> dict[str, int | float]:
+    """How many candidates a position stores; ids of fixed-width targets say nothing about adaptive width."""
+    adaptive = {} if settings.top_p is None else {"top_p": settings.top_p, "min_k": settings.min_k}
+    return {"num_topk": settings.num_topk, **adaptive}
 
 
 def _plan_one(
@@ -121,7 +127,7 @@ def _plan_one(
         "icu": [settings.icu, icu_text(settings.icu)] if "icu" in entry.view else None,
         "teacher": dict(teacher),
         "engine": engine_id,
-        "num_topk": settings.num_topk,
+        **_width(settings),
         "rounding": ROUNDING,
     }
     group = image_hash or example.subject_id

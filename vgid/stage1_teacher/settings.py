@@ -66,6 +66,10 @@ class TeacherSettings(Strict):
     """Compute type of the frozen base."""
     num_topk: int = Field(ge=1, le=1024)
     """Candidates stored per position (k); the rest is the tail."""
+    top_p: float | None = Field(default=None, gt=0, lt=1)
+    """Adaptive width: store only the fewest candidates that reach this probability, `num_topk` at most. None: all k."""
+    min_k: int = Field(default=8, ge=1)
+    """Fewest candidates with `top_p`."""
     seed: int
     """Noise seed; pixels depend on (seed, image, draw)."""
     perturbation: PerturbationSettings
@@ -79,4 +83,6 @@ class TeacherSettings(Strict):
     @model_validator(mode="after")
     def _check(self) -> TeacherSettings:
         icu_text(self.icu)
+        if self.top_p is not None and self.min_k > self.num_topk:
+            raise ValueError(f"min_k {self.min_k} is above num_topk {self.num_topk}, the most a position stores")
         return self

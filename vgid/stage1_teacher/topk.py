@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vgid.cache.schema import NO_CANDIDATE
+
 if TYPE_CHECKING:
     import torch
 
@@ -50,6 +52,28 @@ def stats_of_logits(logits: torch.Tensor, token_ids: torch.Tensor, *, num_topk: 
         logsumexp=lse.numpy().astype(np.float32),
         entropy=entropy.numpy().astype(np.float32),
     )
+
+
+def narrow(
+    topk_ids: np.ndarray, topk_logprobs: np.ndarray, *, top_p: float, min_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep at each position the fewest candidates that reach `top_p`, at least `min_k`; the rest joins the tail.
+
+    Args:
+        topk_ids: int32 [T, K], most likely first.
+        topk_logprobs: float32 [T, K], nats, not rounded.
+        top_p: Probability to reach, of the whole vocabulary; positions whose K candidates do not reach it keep all.
+        min_k: Fewest to keep.
+
+    Returns:
+        Both arrays, [T, K'] with K' the widest position; narrower ones end in `NO_CANDIDATE` and -inf.
+    """
+    before = np.cumsum(np.exp(topk_logprobs.astype(np.float64)), axis=-1) - np.exp(topk_logprobs.astype(np.float64))
+    rank = np.arange(topk_ids.shape[-1])
+    kept = (before < top_p) | (rank < min_k)
+    width = int(kept.sum(axis=-1).max(initial=0))
+    ids = np.where(kept, topk_ids, np.int32(NO_CANDIDATE))[:, :width]
+    return ids, np.where(kept, topk_logprobs, np.float32(-np.inf))[:, :width]
 
 
 def tail_logprob(topk_logprobs: np.ndarray) -> np.ndarray:
