@@ -8,8 +8,9 @@ float32. Prompts and pixels are not stored, only their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ _NESTED = {"topk_ids": NO_CANDIDATE, "topk_logprobs": -np.inf}
 """Columns of lists of lists, with what stands where there is no candidate."""
 
 
+def ids_sha256(ids: Iterable[str]) -> str:
+    """Hash of a set of ids, in hex; their order does not matter."""
+    return sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
 def to_table(targets: Iterable[Target]) -> pa.Table:
     """Rows as an Arrow table of `SCHEMA`."""
     rows = list(targets)
@@ -137,40 +143,49 @@ def iter_targets(table: pa.Table) -> Iterator[Target]:
 
 
 class RowReader:
-    """Rows of one record batch by index, in any order; numbers are views into the batch, not copies."""
+    """Values of one record batch by row and column, in any order; numbers are views into the batch, not copies."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        """Take a batch of `SCHEMA`."""
-        self._values: dict[str, pa.Array] = {}
-        self._lists: dict[str, tuple[np.ndarray | None, np.ndarray, np.ndarray]] = {}
-        self._widths: dict[str, np.ndarray] = {}
-        for field in SCHEMA:
-            column = batch.column(field.name)
-            if not pa.types.is_list(field.type):
-                self._values[field.name] = column
-                continue
-            missing = np.asarray(column.is_null()) if column.null_count else None
-            inner = column.values
-            if field.name in _NESTED:
-                self._widths[field.name] = inner.offsets.to_numpy()
-                inner = inner.values
-            self._lists[field.name] = missing, column.offsets.to_numpy(), inner.to_numpy(zero_copy_only=False)
+        """Take a batch of `SCHEMA`; a column costs nothing until it is asked for."""
+        self._batch = batch
+        self._columns: dict[str, Callable[[int], Any]] = {}
 
     def target(self, index: int) -> Target:
         """Row `index` of the batch."""
-        values: dict[str, Any] = {name: column[index].as_py() for name, column in self._values.items()}
-        values.update((name, self._list(name, index)) for name in self._lists)
-        return Target(**values)
+        return Target(**{name: self.value(index, name) for name in SCHEMA.names})
 
-    def _list(self, name: str, index: int) -> np.ndarray | None:
-        missing, offsets, values = self._lists[name]
-        if missing is not None and missing[index]:
-            return None
-        first, last = offsets[index], offsets[index + 1]
-        if name not in _NESTED:
-            return values[first:last]
-        edges = self._widths[name][first : last + 1]
-        return _matrix(values[edges[0] : edges[-1]], np.diff(edges), fill=_NESTED[name])
+    def value(self, index: int, name: str) -> Any:
+        """Field `name` of row `index`."""
+        if name not in self._columns:
+            self._columns[name] = _reader_of(self._batch.column(name), name)
+        return self._columns[name](index)
+
+
+def _reader_of(column: pa.Array, name: str) -> Callable[[int], Any]:
+    """From row to value, for one column."""
+    if not pa.types.is_list(column.type):
+        return lambda index: column[index].as_py()
+    missing = np.asarray(column.is_null()) if column.null_count else None
+    offsets = column.offsets.to_numpy()
+    between = _matrices(column.values, fill=_NESTED[name]) if name in _NESTED else _vectors(column.values)
+    return lambda row: None if missing is not None and missing[row] else between(offsets[row], offsets[row + 1])
+
+
+def _vectors(values: pa.Array) -> Callable[[int, int], np.ndarray]:
+    if pa.types.is_boolean(values.type):  # stored as bits, so a row is unpacked when it is read
+        return lambda first, last: values.slice(first, last - first).to_numpy(zero_copy_only=False)
+    numbers = values.to_numpy(zero_copy_only=False)
+    return lambda first, last: numbers[first:last]
+
+
+def _matrices(lists: pa.Array, *, fill: float) -> Callable[[int, int], np.ndarray]:
+    offsets, numbers = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+
+    def between(first: int, last: int) -> np.ndarray:
+        edges = offsets[first : last + 1]
+        return _matrix(numbers[edges[0] : edges[-1]], np.diff(edges), fill=fill)
+
+    return between
 
 
 def _column(rows: list[Target], field: pa.Field) -> pa.Array:

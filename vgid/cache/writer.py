@@ -19,7 +19,7 @@ from vgid.cache.card import write_card
 from vgid.cache.encoding import Profile, decode_part, encode_part
 from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, VocabularyFile, commit
 from vgid.cache.reader import read_part
-from vgid.cache.schema import NO_CANDIDATE, SCHEMA, Target, to_table
+from vgid.cache.schema import NO_CANDIDATE, SCHEMA, Target, ids_sha256, to_table
 from vgid.cache.store import Store, explained, open_store
 from vgid.cache.tombstones import Graveyard
 from vgid.cache.vocabulary import Token, write_vocabulary
@@ -172,7 +172,7 @@ def write_part(store: Store, targets: Iterable[Target], profile: Profile = "defa
     """
     rows = sorted(targets, key=lambda row: row.target_id)
     ids = [row.target_id for row in rows]
-    name = f"data/{rows[0].split}/part-{sha256(chr(10).join(ids).encode()).hexdigest()[:24]}.parquet"
+    name = f"data/{rows[0].split}/part-{ids_sha256(ids)[:24]}.parquet"
     where = store.describe(name)
     while True:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from vgid.cache.schema import ROW_VERSION
+from vgid.cache.schema import ROW_VERSION, ids_sha256
 from vgid.data.examples import Example
 from vgid.data.images import image_sha256
 from vgid.errors import ConfigError
@@ -90,7 +90,7 @@ def shard_of_plan(plan: Sequence[PlannedTarget], *, index: int, count: int) -> l
 
 def plan_digest(plan: Iterable[PlannedTarget]) -> str:
     """Hash over the ids of a plan, order aside."""
-    return sha256("\n".join(sorted(target.target_id for target in plan)).encode()).hexdigest()
+    return ids_sha256(target.target_id for target in plan)
 
 
 def cache_settings(settings: TeacherSettings) -> dict[str, str | int | float]:
