@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_cases import SELECTIONS, Oracle, build_sharp_qwen2_vl, make_example, make_examples, portrait, tail_of
+from distill_cases import (
+    SELECTIONS,
+    Oracle,
+    build_sharp_qwen2_vl,
+    make_example,
+    make_examples,
+    narrowed,
+    portrait,
+    tail_of,
+    target_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -200,9 +210,59 @@ def test_ids_the_student_lacks_go_into_the_tail(qwen: Oracle, vocab_size: int, n
     np.testing.assert_allclose(np.exp(found.logprobs).sum(-1) + np.exp(found.tail), 1, atol=1e-5)
 
 
+@given(data=st.data())
+def test_the_loss_of_a_row_of_several_widths_is_that_of_the_partition_it_names(
+    qwen: Oracle, data: st.DataObject
+) -> None:
+    """Against a dense teacher and student in float64: kept ids, the response token, and one bucket for all others."""
+    size, num_tokens = 12, data.draw(st.integers(1, 4))
+    vocab_size = data.draw(st.integers(8, size))  # the student's
+    widths = data.draw(st.lists(st.integers(0, 6), min_size=num_tokens, max_size=num_tokens))
+    own = data.draw(st.lists(st.integers(0, vocab_size - 1), min_size=num_tokens, max_size=num_tokens))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    teacher = rng.dirichlet(np.full(size, 0.5), num_tokens)
+    student_logits = rng.normal(0, 3, (num_tokens, vocab_size))
+    student = np.exp(student_logits) / np.exp(student_logits).sum(-1, keepdims=True)
+
+    whole = target_of(
+        torch.from_numpy(np.log(teacher)),
+        np.array(own, np.int32),
+        make_example(1, split="retain", image=False),
+        num_topk=6,
+    )
+    found = build_candidates(narrowed(whole, widths), vocab_size=vocab_size)
+    loss, _ = sparse_kl(
+        torch.from_numpy(student_logits)[None],
+        topk_ids_BTK=torch.from_numpy(found.ids)[None],
+        topk_logprobs_BTK=torch.from_numpy(found.logprobs)[None],
+        tail_logprob_BT=torch.from_numpy(found.tail)[None],
+        mask_BT=torch.ones(1, num_tokens, dtype=torch.bool),
+    )
+
+    expected = 0.0
+    for p, q, width, token in zip(teacher, student, widths, own, strict=True):
+        named = sorted({*np.argsort(-p)[:width], token} & {*range(vocab_size)})
+        p, q = np.append(p[named], 1 - p[named].sum()), np.append(q[named], 1 - q[named].sum())
+        expected += (p * np.log(p / q)).sum()
+    assert float(loss) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_batch_of_several_widths_from_the_students_own_logits_costs_nothing(
+    qwen: Oracle, examples: dict[str, Example]
+) -> None:
+    rows = [qwen.target(example, length=6) for example in examples.values()]
+    rng = np.random.default_rng(0)
+    rows = [narrowed(row, rng.integers(0, 20, 6).tolist()) if index % 2 else row for index, row in enumerate(rows)]
+    batch = batch_of(qwen, items_of(examples, rows))
+    absent = torch.isneginf(batch["topk_logprobs_BTK"])
+    assert absent.any() and (batch["topk_ids_BTK"][absent] == 0).all()
+    assert nats_per_token(qwen, batch) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lambda row: {"topk_ids": np.where(row.topk_ids == row.topk_ids[:, :1], -1, row.topk_ids)}, "an id below 0"),
         (lambda row: {"topk_ids": np.zeros_like(row.topk_ids)}, "stores one id twice"),
         (lambda row: {"topk_logprobs": row.topk_logprobs - 1}, "sum to"),
         (lambda row: {"tail_logprob": np.zeros_like(row.tail_logprob)}, "sum to"),
@@ -213,6 +273,13 @@ def test_a_damaged_distribution_is_refused(qwen: Oracle, damage: Any, message: s
     row = qwen.target(make_example(1, split="retain", image=False))
     with pytest.raises(DistillError, match=message):
         build_candidates(replace(row, **damage(row)), vocab_size=400)
+
+
+def test_an_id_stored_twice_is_found_beside_positions_that_store_fewer(qwen: Oracle) -> None:
+    row = narrowed(qwen.target(make_example(1, split="retain", image=False), length=3), [4, 20, 1])
+    row.topk_ids[0, 1] = row.topk_ids[0, 0]
+    with pytest.raises(DistillError, match="stores one id twice"):
+        build_candidates(row, vocab_size=400)
 
 
 def test_a_response_that_does_not_fit_the_student_is_refused(qwen: Oracle) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vgid.cache.schema import Target
+from vgid.cache.schema import NO_CANDIDATE, Target
 from vgid.data.chat import chat_prompt, encode_prompt, image_token_ids
 from vgid.data.examples import Example
 from vgid.data.images import image_sha256, open_image
@@ -161,10 +161,11 @@ def build_candidates(target: Target, *, vocab_size: int) -> Candidates:
     """Stored top-k plus the response token itself, cut to the student's vocabulary.
 
     A response token outside the top-k has an exact log-probability of its own: it becomes one more candidate and leaves
-    the tail. Ids the student lacks (151,936 against 152,064) go into the tail.
+    the tail. Ids the student lacks (151,936 against 152,064) go into the tail. What fills a position that stores fewer
+    candidates than the row's widest has no probability and stays that way.
 
     Raises:
-        DistillError: ids repeat, or the probabilities do not sum to 1.
+        DistillError: ids repeat or are negative, or the probabilities do not sum to 1.
     """
     ids, logprobs = target.topk_ids.astype(np.int64), target.topk_logprobs.astype(np.float64)
     _check_distribution(target, ids, logprobs)
@@ -182,8 +183,10 @@ def build_candidates(target: Target, *, vocab_size: int) -> Candidates:
 
 def _check_distribution(target: Target, ids: np.ndarray, logprobs: np.ndarray) -> None:
     ordered = np.sort(ids, axis=-1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_CANDIDATE)).any():
         raise DistillError(f"row {target.target_id}: a position stores one id twice; the cache is damaged, verify it")
+    if ((ids < 0) & ~np.isneginf(logprobs)).any():
+        raise DistillError(f"row {target.target_id}: a position stores an id below 0; the cache is damaged, verify it")
     mass = np.exp(logprobs).sum(-1) + np.exp(target.tail_logprob.astype(np.float64))
     worst = mass[np.abs(mass - 1).argmax()]
     if not abs(worst - 1) <= MASS_TOLERANCE:
