@@ -72,7 +72,7 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
-        "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--set", "--json"]),
+        "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
         "evaluate": sorted(
             [
                 "model",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from distill_cases import SELECTIONS, make_settings
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_targets import IDENTITY
 
-from vgid.cache.schema import Target
+from vgid.cache.mapped import map_targets
+from vgid.cache.reader import open_cache
+from vgid.cache.schema import SCHEMA, RowReader, Target
+from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import TrainItem, build_items
@@ -94,6 +101,28 @@ def test_access_in_any_order_gives_the_same_rows(items: tuple[TrainItem, ...]) -
     schedule = Schedule(items, settings=make_settings(max_steps=9))
     forwards = ids_of(schedule)
     assert [schedule[position].target.target_id for position in reversed(range(len(schedule)))] == forwards[::-1]
+
+
+def test_a_training_is_laid_out_without_reading_a_distribution(
+    examples: dict[str, Example], targets: list[Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CacheWriter(tmp_path, **IDENTITY) as writer:
+        for row in targets:
+            writer.add(row)
+    mapped = map_targets(open_cache(tmp_path))
+    read: set[str] = set()
+    value = RowReader.value
+
+    def noting(self: RowReader, index: int, name: str) -> Any:
+        read.add(name)
+        return value(self, index, name)
+
+    monkeypatch.setattr(RowReader, "value", noting)
+    rows = build_items(examples, mapped, [TargetSelection.model_validate(said) for said in SELECTIONS]).items
+    schedule = Schedule(rows, settings=make_settings(max_steps=9))
+
+    assert len({row.target.target_id for row in (schedule[i] for i in range(len(schedule)))}) == len(targets)
+    assert read and not any(pa.types.is_list(SCHEMA.field(name).type) for name in read)
 
 
 def test_a_step_that_does_not_divide_is_refused(items: tuple[TrainItem, ...]) -> None:

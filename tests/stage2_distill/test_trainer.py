@@ -10,12 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from distill_cases import SELECTIONS, Oracle, make_examples, make_settings
+from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, narrowed
 from safetensors.torch import load_file
+from synthetic_targets import IDENTITY
 
+from vgid.cache.mapped import map_targets
+from vgid.cache.reader import open_cache
 from vgid.cache.schema import Target
+from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import build_items, collate
@@ -131,6 +136,21 @@ def test_a_role_of_weight_zero_pulls_nothing(bench: Bench) -> None:
     mixed = [new if new.split == "forget" else old for new, old in zip(other, bench.targets, strict=True)]
     bench.run("other", changes=changes, targets=mixed)
     assert largest_difference(bench.weights("one"), bench.weights("other")) == 0
+
+
+def test_rows_read_from_a_mapped_cache_train_to_the_same_weights(bench: Bench) -> None:
+    rng = np.random.default_rng(0)
+    rows = [narrowed(row, rng.integers(1, 20, len(row.token_ids)).tolist()) for row in bench.targets[::2]]
+    rows += bench.targets[1::2]
+    with CacheWriter(bench.directory / "cache", **IDENTITY, rows_per_part=3) as writer:
+        for row in rows:
+            writer.add(row)
+    mapped = map_targets(open_cache(bench.directory / "cache"))
+
+    one, two = bench.run("one", targets=rows), bench.run("two", targets=mapped)
+
+    assert one.losses == two.losses
+    assert largest_difference(bench.weights("one"), bench.weights("two")) == 0
 
 
 def test_forget_rows_alone_train_without_a_retain_term(bench: Bench) -> None:

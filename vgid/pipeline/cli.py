@@ -119,11 +119,14 @@ def teacher_generate(
 @app.command("distill")
 def distill(
     recipe: RecipeArg,
-    cache: Annotated[str, typer.Option("--cache", help="Cache that `vgid teacher generate` wrote.")],
+    cache: Annotated[str, typer.Option("--cache", help="Cache that `vgid teacher generate` wrote: path or URL.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the student.")],
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Train although the cache lacks rows of the recipe's plan.")
     ] = False,
+    scratch: Annotated[
+        Path | None, typer.Option("--scratch", help="Where the cache's decoded copy goes; default: into the cache.")
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -136,7 +139,7 @@ def distill(
 
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
     examples = load_examples(loaded.data, folder=folder)
-    result = stages.run_distill(loaded, examples, cache, out, allow_partial=allow_partial)
+    result = stages.run_distill(loaded, examples, cache, out, allow_partial=allow_partial, scratch=scratch)
     _print_record(stages.as_record(result), as_json=as_json)
 
 
@@ -164,13 +167,11 @@ def evaluate(
     from vgid.pipeline import stages
     from vgid.pipeline.report import summary_table
 
-    asked = stages.evaluation_data(data, overrides=overrides or [], per_cell=per_cell)
+    asked = stages.evaluation_data(data, overrides=overrides or [], per_cell=per_cell, dtype=dtype)
     models = [stages.NamedModel(name="base", model=compare)] if compare else []
     models.append(stages.NamedModel(name="student" if compare else "model", model=model))
     models += [stages.NamedModel(name="retrained", model=retrained)] if retrained else []
-    results = stages.run_evaluate(
-        models, asked, out=out, engine=_engine(engine), dtype=dtype or asked.dtype, data_name=data
-    )
+    results = stages.run_evaluate(models, asked, out=out, engine=_engine(engine))
     if as_json:
         print(json.dumps({key: value for key, value in results.items() if key != "samples"}))
     else:

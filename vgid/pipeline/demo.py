@@ -73,8 +73,8 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     say("\n[5/6] Before and after, beside a model that never saw the forget set")
     names = ("base", "student", "retrained")
     models = [stages.NamedModel(name=name, model=str(out / name)) for name in names]
-    questions = stages.Questions(examples=examples, settings=recipe.evaluate)
-    evaluated = stages.run_evaluate(models, questions, out=None, seed=seed, data_name=str(out / "world"))
+    questions = stages.Questions(examples=examples, settings=recipe.evaluate, data_name=str(out / "world"))
+    evaluated = stages.run_evaluate(models, questions, out=None, seed=seed)
     timings |= evaluated["timings"]
 
     say("\n[6/6] One question, three answers")

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgid.cache.encoding import Profile
+from vgid.cache.mapped import MappedTargets, map_targets
 from vgid.cache.reader import Cache, open_cache
-from vgid.cache.schema import Target
+from vgid.cache.schema import Target, ids_sha256
 from vgid.cache.writer import CacheWriter
 from vgid.data.chat import (
     check_examples,
@@ -155,9 +155,23 @@ def run_teacher(
 
 
 def run_distill(
-    recipe: Recipe, examples: Sequence[Example], cache: Path | str, out: Path, *, allow_partial: bool = False
+    recipe: Recipe,
+    examples: Sequence[Example],
+    cache: Path | str,
+    out: Path,
+    *,
+    allow_partial: bool = False,
+    scratch: Path | None = None,
 ) -> DistillResult:
     """Distil the student on a cache.
+
+    Args:
+        recipe: What to train, and what the cache must hold for it.
+        examples: The recipe's data.
+        cache: Path or URL.
+        out: Directory of the student.
+        allow_partial: Train although rows of the recipe's plan are missing.
+        scratch: Where the cache's decoded copy is kept; None for beside it.
 
     Raises:
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
@@ -168,14 +182,16 @@ def run_distill(
     directory = resolve_model(recipe.model, revision=recipe.revision)
     opened = open_cache(cache)
     check_cache_fits(opened.manifest.teacher, directory, cache=cache)
-    targets = planned_targets(opened, recipe, examples, allow_partial=allow_partial)
+    with progress("decode the cache") as report:
+        stored = map_targets(opened, scratch=scratch, progress=report)
+    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
     _warn_of_untrained(targets, recipe)
     provenance = {
         "base": recipe.model,
         "revision": recipe.revision or "",
         "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
-        "targets_sha256": sha256("\n".join(sorted(target.target_id for target in targets)).encode()).hexdigest(),
+        "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
         "num_targets": len(targets),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
@@ -191,7 +207,9 @@ def run_distill(
         )
 
 
-def planned_targets(cache: Cache, recipe: Recipe, examples: Sequence[Example], *, allow_partial: bool) -> list[Target]:
+def planned_targets(
+    cache: Cache, stored: MappedTargets, recipe: Recipe, examples: Sequence[Example], *, allow_partial: bool
+) -> MappedTargets:
     """The cache's rows that the recipe asks for today; rows of other settings, data or draws are left alone.
 
     A cache may hold more than one recipe's rows, and rows of an earlier state of the data. Where several engines made
@@ -200,14 +218,14 @@ def planned_targets(cache: Cache, recipe: Recipe, examples: Sequence[Example], *
     Raises:
         CacheError: rows are missing and `allow_partial` is not set.
     """
-    stored = {target.target_id: target for target in cache.iter_targets()}
+    place = {target_id: index for index, target_id in enumerate(stored.column("target_id").to_pylist())}
     teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
-    found: list[Target] = []
+    found: list[int] = []
     planned = 0
     for engine_id in sorted({part.engine_id for part in cache.manifest.parts}):
         plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
         planned = len(plan)  # the same for every engine
-        found = max(found, [stored[row.target_id] for row in plan if row.target_id in stored], key=len)
+        found = max(found, [place[row.target_id] for row in plan if row.target_id in place], key=len)
     if not found or (len(found) < planned and not allow_partial):
         raise CacheError(
             f"cache {cache.location} has {len(found):,} of the {planned:,} rows that the recipe plans (and "
@@ -216,7 +234,7 @@ def planned_targets(cache: Cache, recipe: Recipe, examples: Sequence[Example], *
         )
     if len(found) < len(stored):
         say(f"using {len(found):,} of the cache's {len(stored):,} rows: the others are not in this recipe's plan")
-    return found
+    return stored.select(found)
 
 
 def _warn_of_untrained(targets: Sequence[Target], recipe: Recipe) -> None:
@@ -264,6 +282,8 @@ class Questions:
 
     examples: Sequence[Example]
     settings: EvaluateSettings
+    data_name: str
+    """What the results call the data."""
     dtype: str = "float32"
     revisions: Mapping[str, str] = field(default_factory=dict)
     """Pinned commit by Hugging Face id."""
@@ -275,9 +295,7 @@ def run_evaluate(
     *,
     out: Path | None,
     engine: EngineName = "vllm",
-    dtype: str = "float32",
     seed: int | None = None,
-    data_name: str = "",
 ) -> dict[str, Any]:
     """Ask every model the same questions, score, and write `results.json` and `samples.parquet` to `out`.
 
@@ -300,11 +318,11 @@ def run_evaluate(
         out.mkdir(parents=True, exist_ok=True)
     samples: dict[str, list[dict[str, Any]]] = {}
     timings: dict[str, float] = {}
-    content = sorted(example.content_sha256() for example in chosen)
-    lineage: dict[str, Any] = {"data": {"name": data_name, "sha256": sha256("\n".join(content).encode()).hexdigest()}}
+    content = ids_sha256(example.content_sha256() for example in chosen)
+    lineage: dict[str, Any] = {"data": {"name": asked.data_name, "sha256": content}}
     for named in models:
         started, directory = time.monotonic(), directories[named.name]
-        teacher = build_teacher(engine, directory, num_topk=1, dtype=dtype)
+        teacher = build_teacher(engine, directory, num_topk=1, dtype=asked.dtype)
         try:
             with progress(f"ask {named.name}") as report:
                 samples[named.name] = ask(
@@ -324,7 +342,7 @@ def run_evaluate(
         for name in samples:
             rows += distance_rows(samples[name], samples["retrained"], model=name, seed=seed)
     everything = [sample for answers in samples.values() for sample in answers]
-    described = {"evaluate": settings.model_dump(mode="json"), "engine": engine_identity(engine, dtype=dtype)}
+    described = {"evaluate": settings.model_dump(mode="json"), "engine": engine_identity(engine, dtype=asked.dtype)}
     results = build_results(settings=described, lineage=lineage, timings=timings, metrics=rows)
     if out is not None:
         write_results(results, everything, out)
@@ -370,21 +388,25 @@ def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path | str) -> 
     }
 
 
-def evaluation_data(data: str, *, overrides: Sequence[str], per_cell: int | None) -> Questions:
-    """The questions of a recipe, a world's folder, or the shipped world."""
+def evaluation_data(
+    data: str, *, overrides: Sequence[str], per_cell: int | None, dtype: str | None = None
+) -> Questions:
+    """The questions of a recipe, a world's folder, or the shipped world; `dtype` overrides the recipe's."""
     from vgid.pipeline.recipe import DataSettings, load_examples, load_recipe
 
     folder = Path.cwd()
-    settings, dtype, revisions = EvaluateSettings(), "float32", dict[str, str]()
+    settings, usual_dtype, revisions = EvaluateSettings(), "float32", dict[str, str]()
     if data == "shipped" or (Path(data) / "world.json").is_file():
         if overrides:
             raise ConfigError("--set needs a recipe as --data")
         source = DataSettings(world=data)
     else:
         recipe, folder = load_recipe(data, overrides=overrides)
-        source, settings, dtype = recipe.data, recipe.evaluate, recipe.teacher.dtype
+        source, settings, usual_dtype = recipe.data, recipe.evaluate, recipe.teacher.dtype
         revisions = {recipe.model: recipe.revision} if recipe.revision else revisions
     if per_cell is not None:
         settings = settings.model_copy(update={"per_cell": per_cell})
     examples = load_examples(source, folder=folder)
-    return Questions(examples=examples, settings=settings, dtype=dtype, revisions=revisions)
+    return Questions(
+        examples=examples, settings=settings, data_name=data, dtype=dtype or usual_dtype, revisions=revisions
+    )
