@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from vgid.cache.reader import open_cache
+from vgid.cache.scratch import scratch_files
 from vgid.cache.vocabulary import read_vocabulary
 from vgid.data.fictitious import shipped_world
 
@@ -218,8 +219,10 @@ def test_rows_of_other_settings_in_the_same_cache_do_not_train(cache, tmp_path):
     done = vgid(
         *("distill", "fictitious", "--cache", shared, "--out", tmp_path / "student", "--allow-partial", "--json"),
         *("--set", "distill.max_steps=1", "--set", "distill.forget_batch=2", "--set", "distill.retain_batch=2"),
+        *("--scratch", tmp_path / "fast"),
     )
     assert done.returncode == 0, done.stderr
+    assert [path.parents[1] for path in scratch_files(shared)] == [tmp_path / "fast"]
     assert f"using 40 of the cache's {rows[0]['n']} rows" in done.stderr
     trained = json.loads(done.stdout)["num_rows"]
     assert trained["forget"] + trained["retain"] == 40
