@@ -11,7 +11,7 @@ from synthetic_targets import IDENTITY, make_target
 
 from vgid.cache.mapped import map_targets
 from vgid.cache.reader import open_cache
-from vgid.cache.scratch import ScratchPlace, place_notes, scratch_files, scratch_folder, scratch_places
+from vgid.cache.scratch import ScratchPlace, remove_scratch, scratch_files, scratch_folder, scratch_places
 from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 
@@ -40,7 +40,8 @@ def test_a_copy_lies_in_its_cache_and_needs_no_note(cache):
     path = map_targets(open_cache(cache)).path
 
     assert path.parent == cache / "scratch"
-    assert (scratch_files(cache), place_notes(LocalStore(cache))) == ([path], [])
+    assert scratch_files(cache) == [path]
+    assert LocalStore(cache).names("scratch") == [f"scratch/{path.name}"]
 
 
 def test_a_cache_with_a_url_has_its_copy_in_the_users_cache_directory(cache, tmp_path, monkeypatch):
@@ -62,9 +63,8 @@ def test_a_copy_put_elsewhere_is_noted_once_and_found_with_the_usual_one(cache, 
     assert map_targets(open_cache(cache), scratch=tmp_path / "fast").path == other
 
     assert other.parent.parent == tmp_path / "fast"
-    assert scratch_files(cache) == [usual, other]
-    assert len(place_notes(LocalStore(cache))) == 1
-    assert [place.is_here for place in scratch_places(cache)] == [True, True]
+    assert scratch_files(cache) == sorted([usual, other])
+    assert [(place.is_here, place.note is None) for place in scratch_places(cache)] == [(True, True), (True, False)]
 
 
 def test_two_caches_share_a_place_without_removing_each_others_copy(cache, tmp_path):
@@ -80,11 +80,23 @@ def test_a_copy_on_another_machine_is_told_of(cache):
     LocalStore(cache).create("scratch/0123.place", b"node7\n/local/fast/0123")
 
     assert scratch_places(cache) == [
-        ScratchPlace(host=platform.node(), folder=cache / "scratch"),
-        ScratchPlace(host="node7", folder=Path("/local/fast/0123")),
+        ScratchPlace(host=platform.node(), folder=cache / "scratch", note=None),
+        ScratchPlace(host="node7", folder=Path("/local/fast/0123"), note="scratch/0123.place"),
     ]
     assert [place.is_here for place in scratch_places(cache)] == [True, False]
     assert scratch_files(cache) == []
+
+
+def test_all_copies_in_sight_are_removed_and_those_of_other_machines_stay_noted(cache, tmp_path):
+    LocalStore(cache).create("scratch/0123.place", f"node7\n{tmp_path / 'shared'}".encode())
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a-b.arrow").touch()
+    paths = [map_targets(open_cache(cache), scratch=place).path for place in (None, tmp_path / "fast")]
+
+    assert remove_scratch(cache) == 3
+    assert not any(path.exists() for path in paths)
+    assert scratch_files(cache) == []
+    assert LocalStore(cache).names("scratch") == ["scratch/0123.place"]
 
 
 def test_unfinished_copies_count(cache):

@@ -30,6 +30,8 @@ class ScratchPlace:
     host: str
     """Name of the machine that made them; another machine need not see the same folder."""
     folder: Path
+    note: str | None
+    """Name of the file in the cache that says so; the usual place needs none."""
 
     @property
     def is_here(self) -> bool:
@@ -85,16 +87,12 @@ def scratch_places(cache: Path | str | Store) -> list[ScratchPlace]:
         OSError: the cache cannot be read.
     """
     store = open_store(cache)
-    places = [ScratchPlace(host=platform.node(), folder=scratch_folder(store))]
-    for name in place_notes(store):
-        host, _, folder = os.fsdecode(store.read(name)).partition("\n")
-        places.append(ScratchPlace(host=host, folder=Path(folder)))
-    return list(dict.fromkeys(places))
-
-
-def place_notes(store: Store) -> list[str]:
-    """Names of the notes in a cache; they have served when the places they name are empty."""
-    return [name for name in store.names(SCRATCH_FOLDER) if name.endswith(_NOTE_SUFFIX)]
+    places = [ScratchPlace(host=platform.node(), folder=scratch_folder(store), note=None)]
+    for name in store.names(SCRATCH_FOLDER):
+        if name.endswith(_NOTE_SUFFIX):
+            host, _, folder = os.fsdecode(store.read(name)).partition("\n")
+            places.append(ScratchPlace(host=host, folder=Path(folder), note=name))
+    return places
 
 
 def scratch_files(cache: Path | str | Store) -> list[Path]:
@@ -103,7 +101,25 @@ def scratch_files(cache: Path | str | Store) -> list[Path]:
     Raises:
         OSError: the cache cannot be read.
     """
-    return [path for place in scratch_places(cache) for path in place.files()]
+    return sorted({path for place in scratch_places(cache) for path in place.files()})
+
+
+def remove_scratch(cache: Path | str | Store) -> int:
+    """Delete all decoded copies that can be seen from here, and the notes of this machine; says how many copies.
+
+    `scratch_places` then names, beside the usual place, those of other machines, where copies may be left.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    store = open_store(cache)
+    removed = scratch_files(store)
+    for path in removed:
+        path.unlink(missing_ok=True)
+    for place in scratch_places(store):
+        if place.note and place.is_here:
+            store.delete(place.note)
+    return len(removed)
 
 
 def _is_remote(store: Store) -> bool:
