@@ -44,7 +44,7 @@ def make_target(index: int, *, split: str = "forget", num_tokens: int = 5, num_t
         finish_reason="stop",
         response_text=f"answer {index}, naïve “quotes”",
         image_sha256=sha256(str(index).encode()).hexdigest(),
-        pixel_sha256=None,
+        pixel_sha256=sha256(f"pixels {index}".encode()).hexdigest(),
         prompt_sha256=sha256(b"prompt").hexdigest(),
         token_ids=ids[:, 0].copy(),
         token_logprob=ranked[:, 0].copy(),
@@ -75,7 +75,11 @@ def realistic_targets(num_rows: int, *, num_topk: int = 64, vocab_size: int = 15
         tail = rng.exponential(0.03, num_tokens).clip(1e-6, 0.5)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1) / (1 - tail))[:, None]
         # Low ids are the frequent ones: 16.8 of at most 17.2 bits.
-        ids = (vocab_size * rng.random((num_tokens, num_topk)) ** 2).astype(np.int32)
+        ids = np.empty((num_tokens, num_topk), np.int32)
+        again = np.ones(num_tokens, np.bool_)
+        while again.any():  # no id stands twice at a position
+            ids[again] = (vocab_size * rng.random((again.sum(), num_topk)) ** 2).astype(np.int32)
+            again = (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1)
         yield replace(
             make_target(index, num_tokens=num_tokens),
             token_ids=ids[:, 0],

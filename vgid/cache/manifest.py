@@ -13,11 +13,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from vgid.cache.kinds import Kind
 from vgid.cache.store import Store, explained
 from vgid.cache.tombstones import Tombstones
 from vgid.errors import CacheError
@@ -27,13 +29,14 @@ READABLE_VERSIONS = (1, 2)
 """Version 1 has no `vocabulary`, `tombstones` and `expires`, and rows of one width; the next commit makes it a 2."""
 
 CARD_NAME = "README.md"
+PURGED = b'{"purged": true}\n'
+"""Content of a manifest that an erasure emptied; its number stays taken."""
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 """A split names a directory and a `datasets` split."""
 
 _PART_PATH = re.compile(rf"data/(?P<split>{SPLIT_NAME.pattern})/part-[0-9a-f]{{24}}\.parquet")
 _VOCABULARY_PATH = re.compile(r"vocabulary/[0-9a-f]{24}\.parquet")
 _MANIFEST_NAME = re.compile(r"manifest/(\d{6,})\.json")
-_PURGED = b'{"purged": true}\n'
 _ATTEMPTS = 1000
 _MAX_WAIT_S = 0.05
 
@@ -56,6 +59,8 @@ class Part:
     sha256: str
     """Of the whole file, in hex."""
     engine_id: str
+    kinds: tuple[Kind, ...] | None = None
+    """Its rows counted by kind, sorted; None if the writer did not say (format 1)."""
 
     def __post_init__(self) -> None:
         match = _PART_PATH.fullmatch(self.path)
@@ -105,6 +110,10 @@ class Manifest:
     expires: str | None = None
     """When the cache should be erased, as ISO 8601 in UTC."""
 
+    def __post_init__(self) -> None:
+        if self.expires is not None and datetime.fromisoformat(self.expires).tzinfo is None:
+            raise ValueError(f"expires {self.expires!r} has no offset from UTC")
+
     @property
     def sha256(self) -> str:
         """Hash of the content; names what is derived from it."""
@@ -136,7 +145,7 @@ def load_manifest(store: Store) -> Manifest | None:
         while numbers := manifest_numbers(store):
             name = manifest_name(numbers[-1])
             data = store.read(name)
-            if data != _PURGED:
+            if data != PURGED:
                 return decode_manifest(data, where=store.describe(name), number=numbers[-1])
             if manifest_numbers(store) == numbers:  # otherwise it was superseded and purged since we looked
                 raise CacheError(
@@ -232,8 +241,8 @@ def purge_before(store: Store, number: int) -> None:
     """
     for old in manifest_numbers(store):
         name = manifest_name(old)
-        if old < number and store.read(name) != _PURGED:
-            store.replace(name, _PURGED)
+        if old < number and store.read(name) != PURGED:
+            store.replace(name, PURGED)
 
 
 def _exists(store: Store, name: str) -> bool:

@@ -51,6 +51,10 @@ class Store(Protocol):
         """All files below a folder, sorted; none if it does not exist."""
         ...
 
+    def size(self, name: str) -> int:
+        """Bytes of a file; `FileNotFoundError` if there is none."""
+        ...
+
     def sweep(self, *, older_than_s: float) -> None:
         """Remove what dead writers left half written; younger files may belong to a living one."""
         ...
@@ -127,6 +131,10 @@ class LocalStore:
         walk = os.walk(self.root / folder, onerror=_raise_unless_missing)
         found = (Path(place) / name for place, _, names in walk for name in names)
         return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def size(self, name: str) -> int:
+        """See `Store`."""
+        return (self.root / name).stat().st_size
 
     def sweep(self, *, older_than_s: float) -> None:
         """See `Store`."""

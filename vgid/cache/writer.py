@@ -17,6 +17,7 @@ import numpy as np
 
 from vgid.cache.card import write_card
 from vgid.cache.encoding import Profile, decode_part, encode_part
+from vgid.cache.kinds import kinds_of
 from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, VocabularyFile, commit
 from vgid.cache.reader import read_part
 from vgid.cache.schema import NO_CANDIDATE, SCHEMA, Target, ids_sha256, to_table
@@ -223,4 +224,5 @@ def _verified(data: bytes, name: str, ids: Sequence[str], *, where: str) -> Part
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
         engine_id=table["engine_id"][0].as_py(),
+        kinds=kinds_of(table),
     )

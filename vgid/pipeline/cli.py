@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 import warnings
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +36,9 @@ teacher_app = typer.Typer(
 data_app = typer.Typer(
     help="Check a data set; make fictitious ones and the tiny models that know them.", no_args_is_help=True
 )
+cache_app = typer.Typer(help="Look after a cache of targets.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
 RecipeArg = Annotated[
@@ -43,6 +46,7 @@ RecipeArg = Annotated[
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set distill.alpha=2.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+CacheArg = Annotated[str, typer.Argument(help="Path or URL of a cache.", metavar="CACHE")]
 EngineOption = Annotated[str, typer.Option("--engine", help="vllm, or transformers (slow, the reference).")]
 
 
@@ -201,6 +205,32 @@ def sql(
         print(table(result.column_names, [list(row.values()) for row in result.to_pylist()]))
     else:
         raise ConfigError(f"--format {output!r} is unknown; choose table, csv or json")
+
+
+@cache_app.command("status")
+def cache_status(cache: CacheArg, as_json: JsonOption = False) -> None:
+    """Say what a cache holds and how far it has come; opens no part, so it answers at once.
+
+    Example: vgid cache status runs/cache
+    """
+    from vgid.pipeline import cache_commands
+
+    found = cache_commands.status(cache)
+    print(json.dumps(asdict(found)) if as_json else cache_commands.status_text(found))
+
+
+@cache_app.command("verify")
+def cache_verify(cache: CacheArg, as_json: JsonOption = False) -> None:
+    """Check every file, hash and row of a cache; exit code 1 if anything is wrong.
+
+    Example: vgid cache verify runs/cache
+    """
+    from vgid.pipeline import cache_commands
+
+    report = cache_commands.verify(cache)
+    print(json.dumps(asdict(report)) if as_json else cache_commands.report_text(report))
+    if report.num_errors:
+        raise typer.Exit(1)
 
 
 @data_app.command("check")
