@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tampering import change_manifest, change_rows, manifest_path, parts_of
 
 from vgid.cache.reader import open_cache
 from vgid.cache.scratch import scratch_files
@@ -40,7 +41,10 @@ def cache(tmp_path_factory) -> Path:
 
 
 def test_help_teaches_every_command_with_an_example():
-    for command in (["teacher", "generate"], ["distill"], ["evaluate"], ["sql"], ["data", "check"], ["demo"]):
+    for command in (
+        *(["teacher", "generate"], ["distill"], ["evaluate"], ["sql"], ["data", "check"], ["demo"]),
+        *(["cache", "status"], ["cache", "verify"]),
+    ):
         shown = vgid(*command, "--help")
         assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
 
@@ -89,6 +93,8 @@ def test_flags_are_frozen():
             ]
         ),
         "sql": sorted(["cache", "query", "--format"]),
+        "cache status": sorted(["cache", "--json"]),
+        "cache verify": sorted(["cache", "--json"]),
         "data check": sorted(["recipe", "--json"]),
         "data fictitious": sorted(
             ["--out", "--seed", "--forget", "--retain", "--outsiders", "--instruct", "--strangers"]
@@ -153,6 +159,8 @@ def test_data_check_says_what_the_data_holds():
         (["distill", "fictitious", "--cache", "X", "--out", "Y"], 1, "X"),
         (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),
         (["sql", "X", "SELECT 1"], 1, "X"),
+        (["cache", "status", "X"], 1, "vgid teacher generate"),
+        (["cache", "verify", "X"], 1, "vgid teacher generate"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
@@ -166,6 +174,55 @@ def test_bad_input_is_one_line_and_an_exit_code(arguments, code, words, tmp_path
             -1:
         ]
     assert not (tmp_path / "X").exists() and not (tmp_path / "Y").exists()
+
+
+def test_status_says_what_a_cache_holds_and_what_its_plan_lacks(cache):
+    found = json.loads(vgid("cache", "status", cache, "--json").stdout)
+    assert found["rows"] == 40 == sum(count["rows"] for count in found["counts"])
+    assert found["missing_rows"] == found["plan"]["rows"] - 40
+    assert {count["view"] for count in found["counts"]} == {"noise+icu", "icu", "base"}
+    shown = vgid("cache", "status", cache)
+    assert shown.returncode == 0 and shown.stderr == ""
+    for word in ("noise+icu", "bytes a token", "are missing", "teacher weights_fingerprint: ", "engines: transformers"):
+        assert word in shown.stdout
+    assert "None" not in shown.stdout
+
+
+def test_status_warns_of_a_cache_that_has_expired_or_lacks_a_file(cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "old")
+    change_manifest(tmp_path / "old", lambda body: body.update(expires="2020-01-31T12:00:00+00:00"))
+    path = parts_of(cache)[0]["path"]
+    (tmp_path / "old" / path).unlink()
+    for form in ([], ["--json"]):
+        done = vgid("cache", "status", tmp_path / "old", *form)
+        assert done.returncode == 0
+        assert "expired at 2020-01-31" in done.stderr and "vgid cache erase" in done.stderr
+        assert (
+            "1 files that the manifest names are missing" in done.stderr and parts_of(cache)[0]["path"] in done.stderr
+        )
+
+
+def test_verify_finds_a_real_cache_sound_and_a_broken_one_not(cache, tmp_path):
+    sound = vgid("cache", "verify", cache)
+    assert sound.returncode == 0 and "sound in 3 parts, 40 rows" in sound.stdout, sound.stdout
+    shutil.copytree(cache, tmp_path / "broken")
+    path = change_rows(tmp_path / "broken", lambda rows: [row.update(draw=-1) for row in rows], part=2)
+    rows = parts_of(tmp_path / "broken")[2]["rows"]
+    done = vgid("cache", "verify", tmp_path / "broken", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and report["counts"] == {"value": rows}
+    assert {(finding["file"], finding["message"]) for finding in report["findings"]} == {(path, "draw is -1, below 0")}
+    shown = vgid("cache", "verify", tmp_path / "broken")
+    assert shown.returncode == 1 and f"error: {path}, row 0 (" in shown.stdout and "Traceback" not in shown.stderr
+    assert shown.stdout.splitlines()[-1].endswith(f"{rows} errors in 3 parts, 40 rows, {report['tokens']} tokens")
+
+
+def test_verify_of_a_cache_whose_newest_manifest_is_damaged_is_one_line_that_names_it(cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "broken")
+    manifest_path(tmp_path / "broken").write_text("{}")
+    for command in ("status", "verify"):
+        done = vgid("cache", command, tmp_path / "broken")
+        assert done.returncode == 1 and manifest_path(cache).name in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bad_sql_is_one_line(cache):

