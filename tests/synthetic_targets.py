@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from hypothesis import strategies as st
@@ -63,15 +63,24 @@ def mixed_targets(first: int, last: int) -> list[Target]:
     return [make_target(index, split="forget" if index % 3 else "retain") for index in range(first, last)]
 
 
-def realistic_targets(num_rows: int, *, num_topk: int = 64, vocab_size: int = 151_936) -> Iterator[Target]:
-    """Rows as costly as a large model's: bfloat16 logits, ids over the whole vocabulary, about 200 tokens a row."""
+Head = Literal["bfloat16", "float32"]
+
+
+def realistic_targets(
+    num_rows: int, *, num_topk: int = 64, vocab_size: int = 151_936, head: Head = "bfloat16", on_grid: bool = True
+) -> Iterator[Target]:
+    """Rows as costly as a large model's: ids over the whole vocabulary, about 200 tokens a row.
+
+    `head` is the precision of the logits; without `on_grid` log-probabilities stay as they come, float32.
+    """
     for index in range(num_rows):
         rng = np.random.default_rng([7, index])
         num_tokens = int(rng.integers(100, 300))
         gaps = rng.exponential(2.0 / np.arange(1, num_topk), (num_tokens, num_topk - 1))
         gaps[:, 0] += rng.exponential(3.0, num_tokens)
         below = np.concatenate([np.zeros((num_tokens, 1)), np.cumsum(gaps, axis=1)], axis=1)
-        logits = _bfloat16(rng.uniform(24, 31, (num_tokens, 1)) - below)
+        logits = rng.uniform(24, 31, (num_tokens, 1)) - below
+        logits = _bfloat16(logits) if head == "bfloat16" else logits.astype(np.float32).astype(np.float64)
         tail = rng.exponential(0.03, num_tokens).clip(1e-6, 0.5)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1) / (1 - tail))[:, None]
         # Low ids are the frequent ones: 16.8 of at most 17.2 bits.
@@ -86,7 +95,7 @@ def realistic_targets(num_rows: int, *, num_topk: int = 64, vocab_size: int = 15
             token_logprob=logprobs[:, 0].astype(np.float32),
             tail_logprob=np.log(tail).astype(np.float32),
             topk_ids=ids,
-            topk_logprobs=logprobs.astype(np.float16).astype(np.float32),
+            topk_logprobs=logprobs.astype(np.float16 if on_grid else np.float32).astype(np.float32),
         )
 
 

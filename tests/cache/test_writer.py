@@ -72,19 +72,6 @@ def test_a_full_row_at_64_candidates_costs_less_than_230_bytes_a_token(tmp_path)
     assert part.bytes / part.tokens < 230
 
 
-def test_numeric_lists_are_byte_stream_split_and_only_strings_have_dictionaries(tmp_path):
-    part = write_part(LocalStore(tmp_path), [make_target(index) for index in range(200)])
-
-    metadata = pq.ParquetFile(tmp_path / part.path).metadata
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [128, 72]
-    for index in range(metadata.num_columns):
-        column = metadata.row_group(0).column(index)
-        numeric_list = ".list." in column.path_in_schema and column.physical_type in ("INT32", "FLOAT")
-        assert ("BYTE_STREAM_SPLIT" in column.encodings) == numeric_list, column.path_in_schema
-        assert ("RLE_DICTIONARY" in column.encodings) == (column.physical_type == "BYTE_ARRAY"), column.path_in_schema
-        assert column.compression == "ZSTD"
-
-
 def test_page_checksums_are_written(tmp_path):
     part = write_part(LocalStore(tmp_path), [make_target(0, num_tokens=500)])
     path = tmp_path / part.path
