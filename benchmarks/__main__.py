@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("capture", "worlds")
+NAMES = ("encodings", "capture", "worlds")
 
 
 def main(names: list[str]) -> None:

@@ -44,7 +44,7 @@ def make_target(index: int, *, split: str = "forget", num_tokens: int = 5, num_t
         finish_reason="stop",
         response_text=f"answer {index}, naïve “quotes”",
         image_sha256=sha256(str(index).encode()).hexdigest(),
-        pixel_sha256=sha256(f"pixels {index}".encode()).hexdigest(),
+        pixel_sha256=None,
         prompt_sha256=sha256(b"prompt").hexdigest(),
         token_ids=ids[:, 0].copy(),
         token_logprob=ranked[:, 0].copy(),
@@ -81,14 +81,12 @@ def realistic_targets(
         below = np.concatenate([np.zeros((num_tokens, 1)), np.cumsum(gaps, axis=1)], axis=1)
         logits = rng.uniform(24, 31, (num_tokens, 1)) - below
         logits = _bfloat16(logits) if head == "bfloat16" else logits.astype(np.float32).astype(np.float64)
-        tail = rng.exponential(0.03, num_tokens).clip(1e-6, 0.5)
-        logprobs = logits - np.log(np.exp(logits).sum(axis=1) / (1 - tail))[:, None]
-        # Low ids are the frequent ones: 16.8 of at most 17.2 bits.
-        ids = np.empty((num_tokens, num_topk), np.int32)
-        again = np.ones(num_tokens, np.bool_)
-        while again.any():  # no id stands twice at a position
-            ids[again] = (vocab_size * rng.random((again.sum(), num_topk)) ** 2).astype(np.int32)
-            again = (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1)
+        weights = np.exp(logits)
+        # The candidates go on as a power law of the rank with exponent 1.4, give or take a factor e.
+        odds = num_topk / 0.4 * weights[:, -1] / weights.sum(axis=1) * np.exp(rng.normal(size=num_tokens))
+        tail = (odds / (1 + odds)).clip(1e-6, 0.5)
+        logprobs = logits - np.log(weights.sum(axis=1) / (1 - tail))[:, None]
+        ids = _skewed_ids(rng, num_tokens, num_topk, vocab_size)
         yield replace(
             make_target(index, num_tokens=num_tokens),
             token_ids=ids[:, 0],
@@ -152,6 +150,16 @@ def assert_same_targets(found: list[Target], expected: list[Target]) -> None:
                 np.testing.assert_array_equal(here, there, err_msg=name)
             else:
                 assert here == there, name
+
+
+def _skewed_ids(rng: np.random.Generator, num_tokens: int, num_topk: int, vocab_size: int) -> np.ndarray:
+    """Low ids are the frequent ones: 16.8 of at most 17.2 bits. None stands twice at a position."""
+    ids = np.zeros((num_tokens, num_topk), np.int32)
+    again = np.arange(num_tokens)
+    while len(again):
+        ids[again] = vocab_size * rng.random((len(again), num_topk)) ** 2
+        again = np.flatnonzero((np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1))
+    return ids
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:
