@@ -44,7 +44,7 @@ def make_target(index: int, *, split: str = "forget", num_tokens: int = 5, num_t
         finish_reason="stop",
         response_text=f"answer {index}, naïve “quotes”",
         image_sha256=sha256(str(index).encode()).hexdigest(),
-        pixel_sha256=None,
+        pixel_sha256=sha256(f"pixels {index}".encode()).hexdigest(),
         prompt_sha256=sha256(b"prompt").hexdigest(),
         token_ids=ids[:, 0].copy(),
         token_logprob=ranked[:, 0].copy(),
