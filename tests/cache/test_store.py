@@ -2,20 +2,84 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vgid.cache.store import LocalStore
+from vgid.cache.store import LocalStore, open_store
 
 
-def test_of_two_files_created_under_one_name_the_first_wins_and_stays(tmp_path):
-    store = LocalStore(tmp_path)
-
+def test_of_two_files_created_under_one_name_the_first_wins_and_stays(store):
     assert store.create("data/part", b"first")
     assert not store.create("data/part", b"second")
 
     assert store.read("data/part") == b"first"
     assert store.names() == ["data/part"]
+
+
+def test_of_racing_creators_exactly_one_wins(store):
+    racers = {data: open_store(store.location) for data in (b"a", b"bb", b"ccc")}
+
+    with ThreadPoolExecutor(len(racers)) as pool:
+        for number in range(10):
+            name = f"manifest/{number}"
+            results = pool.map(lambda data, name=name: racers[data].create(name, data), racers)
+            assert [data for data, won in zip(racers, results, strict=True) if won] == [store.read(name)]
+
+
+def test_a_replaced_file_has_the_new_content(store):
+    store.replace("README.md", b"old")
+    store.replace("README.md", b"new")
+
+    assert store.read("README.md") == b"new"
+    assert store.names() == ["README.md"]
+
+
+def test_a_file_that_is_not_there_is_told_from_one_that_cannot_be_read(store):
+    for name in ("data", "data/part"):
+        with pytest.raises(FileNotFoundError):
+            store.read(name)
+
+
+def test_a_deleted_file_is_gone_and_deleting_it_again_is_fine(store):
+    store.create("data/part", b"x")
+
+    store.delete("data/part")
+    store.delete("data/part")
+
+    assert store.names() == []
+    assert store.create("data/part", b"y")
+
+
+def test_the_names_are_those_below_a_folder_sorted_whoever_made_them(store):
+    assert store.names() == store.names("data") == []
+    names = ["data/b/2", "data/a/10", "data/a/9", "data-of-others/x", "README.md", "data.parquet"]
+    other = open_store(store.location)
+    for name in names:
+        other.create(name, name.encode())
+
+    assert store.names() == sorted(names)
+    assert store.names("data") == ["data/a/10", "data/a/9", "data/b/2"]
+    assert store.names("dat") == store.names("README.md") == []
+
+
+def test_a_sweep_takes_nothing_that_is_whole(store):
+    store.create("data/part", b"x")
+    store.replace("README.md", b"y")
+
+    store.sweep(older_than_s=0)
+
+    assert store.names() == ["README.md", "data/part"]
+
+
+def test_a_file_is_described_by_its_whole_path_or_url(store):
+    assert store.describe("data/part") == f"{store.location}/data/part"
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    open_store(f"file://{tmp_path}").create("part", b"x")
+
+    assert (tmp_path / "part").read_bytes() == b"x"
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
@@ -27,15 +91,6 @@ def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         LocalStore(tmp_path).create("part", b"half")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_replaced_file_has_the_new_content(tmp_path):
-    store = LocalStore(tmp_path)
-    store.replace("README.md", b"old")
-    store.replace("README.md", b"new")
-
-    assert store.read("README.md") == b"new"
-    assert store.names() == ["README.md"]
 
 
 def test_a_temporary_that_vanishes_is_written_again(tmp_path, monkeypatch):

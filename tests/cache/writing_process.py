@@ -17,7 +17,7 @@ from synthetic_targets import IDENTITY, mixed_targets
 from vgid.cache.writer import CacheWriter
 
 
-def write_rows(cache: Path, first: int, last: int, *, rows_per_part: int) -> None:
+def write_rows(cache: str, first: int, last: int, *, rows_per_part: int) -> None:
     with CacheWriter(cache, **IDENTITY, rows_per_part=rows_per_part) as writer:
         for target in mixed_targets(first, last):
             writer.add(target)
@@ -33,7 +33,7 @@ def wait_for_the_other(barrier: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    cache, (first, last, rows_per_part) = Path(sys.argv[1]), map(int, sys.argv[2:5])
+    cache, (first, last, rows_per_part) = sys.argv[1], map(int, sys.argv[2:5])
     print("started", flush=True)
     if len(sys.argv) == 5:
         write_rows(cache, first, last, rows_per_part=rows_per_part)
@@ -41,4 +41,4 @@ if __name__ == "__main__":
         barrier, name, rounds = sys.argv[5:]
         for number in range(int(rounds)):
             wait_for_the_other(Path(barrier) / str(number), name)
-            write_rows(cache / str(number), first, last, rows_per_part=rows_per_part)
+            write_rows(f"{cache}/{number}", first, last, rows_per_part=rows_per_part)

@@ -1,8 +1,8 @@
 """Where the files of a cache live: created whole or not at all, there to stay, readable by their owner only.
 
 A file of a cache is written once and never changed, so a store needs one strong operation: `create`, of which exactly
-one of several writers to a name wins. On a local disk that is a temporary file, synced and read back, then *linked* to
-its name: unlike a rename, a link fails when the name is taken. What this gives up: file systems without hard links.
+one of several contents for a name wins. On a local disk that is a temporary file, synced and read back, then *linked*
+to its name: unlike a rename, a link fails when the name is taken. What this gives up: file systems without hard links.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Store(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file that did not exist, on disk to stay; False (and nothing changed) if the name is taken."""
+        """Make a file that did not exist, to stay; False (and nothing changed) if the name is taken.
+
+        Where it is taken by these very bytes, a store that cannot tell its own from another's says True.
+        """
         ...
 
     def replace(self, name: str, data: bytes) -> None:
@@ -61,10 +64,19 @@ class Store(Protocol):
 
 
 def open_store(cache: Path | str | Store) -> Store:
-    """The store of a cache that is named by a path or URL; nothing is read or made."""
+    """The store of a cache that is named by a path or URL; nothing is read or made.
+
+    Raises:
+        ConfigError: the URL is of a kind that cannot hold a cache, or a package is missing for it.
+    """
     if not isinstance(cache, Path | str):
         return cache
-    return LocalStore(Path(cache))
+    place = str(cache).removeprefix("file://")
+    if "://" not in place:
+        return LocalStore(Path(place))
+    from vgid.cache.object_store import ObjectStore  # brings client libraries along
+
+    return ObjectStore(place)
 
 
 @contextmanager

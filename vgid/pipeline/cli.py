@@ -184,7 +184,7 @@ def evaluate(
 
 @app.command("sql")
 def sql(
-    cache: Annotated[Path, typer.Argument(help="Cache directory.")],
+    cache: Annotated[str, typer.Argument(help="Path or URL of the cache.")],
     query: Annotated[str, typer.Argument(help="One SELECT over the views targets, tokens and candidates.")],
     output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
 ) -> None:
