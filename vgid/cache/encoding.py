@@ -55,10 +55,11 @@ def decode_part(data: bytes, where: str, *, columns: Sequence[str] | None = None
         CacheError: damaged, or of another schema; the message begins with `where`.
     """
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # One thread: on bytes in memory more of them gain nothing, and a job should end without any left running.
+        parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise CacheError(f"{where}: its columns are not those of row version {ROW_VERSION}; make a new cache")
-        return parquet.read(columns=None if columns is None else list(columns))
+        return parquet.read(columns=None if columns is None else list(columns), use_threads=False)
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name in the footer is not UTF-8
         reason = str(error).splitlines()[0]
         raise CacheError(f"{where}: damaged ({reason}); restore it from a copy, or make a new cache") from error
