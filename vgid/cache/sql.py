@@ -1,170 +1,143 @@
-"""SQL over a cache: three views in a DuckDB that can read the committed parts and nothing else, and write nothing.
-
-"It is a SELECT" does not mean that it only reads (a CTE may hold a COPY), and DuckDB checks no Parquet checksums. So
-DuckDB gets no file system but the one below, which opens for reading what the manifest names, once its sha256 fits.
-What this gives up: every query hashes the parts it opens, and nothing spills to disk.
-"""
+"""SQL over a cache: the views of `vgid.cache.views` in the sandbox of `vgid.cache.sandbox`."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
-from fsspec import AbstractFileSystem
 
-from vgid.cache.reader import Cache, open_cache, read_verified
-from vgid.cache.schema import SCHEMA
-from vgid.errors import CacheError, ConfigError, VgidError
+from vgid.cache.reader import open_cache
+from vgid.cache.sandbox import SCHEME, CommittedFiles, locked_connection
+from vgid.cache.store import Store
+from vgid.cache.views import create_views
+from vgid.errors import ConfigError
 
 if TYPE_CHECKING:
     import duckdb
 
-_SCHEME = "vgid://"
+_ROWS_PER_BATCH = 2048  # rows of `targets` can be large
+_INTERRUPT_EVERY_S = 0.1
 
-# Order matters: the directory list cannot be set once external access is off, nothing once the lock is on.
-_SANDBOX = (
-    "SET python_enable_replacements=false",
-    "SET temp_directory=''",
-    f"SET allowed_directories=['{_SCHEME}']",
-    "SET enable_external_access=false",
-    "SET disabled_filesystems='LocalFileSystem'",
-    "SET lock_configuration=true",
-)
-
-_TOKENS = """
-CREATE VIEW tokens AS SELECT
-    target_id, example_id, subject_id, split, task, modality, view, draw, response_kind, sample,
-    unnest(generate_series(0, len(token_ids) - 1)) AS pos,
-    unnest(token_ids) AS token_id, unnest(token_logprob) AS token_logprob, unnest(token_rank) AS token_rank,
-    unnest(fact_mask) AS is_fact, unnest(logsumexp) AS logsumexp, unnest(entropy) AS entropy,
-    unnest(tail_logprob) AS tail_logprob, exp(unnest(tail_logprob)) AS tail_mass,
-    unnest(topk_ids) AS topk_ids, unnest(topk_logprobs) AS topk_logprobs
-FROM targets
-"""
-
-_CANDIDATES = """
-CREATE VIEW candidates AS SELECT
-    target_id, example_id, subject_id, split, task, modality, view, draw, response_kind, sample, pos, token_id,
-    unnest(generate_series(1, len(topk_ids))) AS rank,
-    unnest(topk_ids) AS candidate_id, unnest(topk_logprobs) AS logprob, exp(unnest(topk_logprobs)) AS probability
-FROM tokens
-"""
+_T = TypeVar("_T")
 
 
-class CommittedParts(AbstractFileSystem):
-    """Read-only file system of the parts that one manifest names; `refusal` keeps why it last refused."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a query gives, as it comes."""
 
-    protocol = "vgid"
-    cachable = False
-
-    def __init__(self, cache: Cache) -> None:
-        super().__init__()
-        self.refusal: VgidError | None = None
-        self._store = cache.store
-        self._parts = {_SCHEME + part.path: part for part in cache.manifest.parts}
-        self.paths = list(self._parts)
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return path
-
-    def open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
-        """Open a part for reading; hashed and read through one descriptor."""
-        if mode != "rb":
-            raise self._refuse(ConfigError(f"SQL may only read this cache; {path} cannot be written"))
-        if path not in self._parts:
-            raise self._refuse(ConfigError(f"SQL may only read the committed parts of this cache; {path} is none"))
-        try:
-            return io.BytesIO(read_verified(self._store, self._parts[path]))
-        except CacheError as error:
-            raise self._refuse(error) from error
-
-    def glob(self, path: str, *_: Any, **__: Any) -> list[str]:
-        """Parts that match; at least one must, or a query over a wrong path would answer as if it were empty."""
-        if not (matches := [name for name in self._parts if fnmatch(name, path)]):
-            raise self._refuse(ConfigError(f"SQL may only read the committed parts of this cache; {path} is none"))
-        return matches
-
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Size of a part, as the manifest has it."""
-        if path not in self._parts:
-            raise FileNotFoundError(path)
-        return {"name": path, "size": self._parts[path].bytes, "type": "file"}
-
-    def modified(self, path: str) -> datetime:
-        """The same for all parts: a committed part never changes."""
-        return datetime.fromtimestamp(0, tz=UTC)
-
-    def _refuse(self, reason: VgidError) -> VgidError:
-        self.refusal = reason
-        return reason
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
 
 
-def connect(cache: Path | str) -> duckdb.DuckDBPyConnection:
-    """A locked, in-memory DuckDB with the views `targets`, `tokens` and `candidates` over a cache.
+def connect(cache: Path | str | Store, *, memory: str | None = None) -> duckdb.DuckDBPyConnection:
+    """A locked, in-memory DuckDB with the views `VIEWS` over a cache; the caller closes it.
 
-    `targets` has the columns of the cache format; `tokens` one row per response position (`pos` from 0); `candidates`
-    one row per stored candidate (`rank` from 1). The caller closes the connection.
+    Args:
+        cache: Path or URL.
+        memory: Most memory for DuckDB's own work, such as `4GB` or `50%`; None for DuckDB's default.
 
     Raises:
         CacheError: no cache there, or a part is missing or damaged.
+        ConfigError: `memory` is no amount of memory.
     """
-    return _connect(CommittedParts(open_cache(cache)))
+    return _connect(CommittedFiles(open_cache(cache)), memory)
 
 
-def run_sql(cache: Path | str, query: str) -> pa.Table:
-    """Run one query in a fresh connection of `connect`.
+def run_sql(
+    cache: Path | str | Store, query: str, *, timeout_s: float | None = None, memory: str | None = None
+) -> pa.Table:
+    """Run one query and return all of its rows; see `open_query`."""
+    with open_query(cache, query, timeout_s=timeout_s, memory=memory) as answer:
+        return pa.Table.from_batches(answer.batches, answer.schema)
+
+
+@contextmanager
+def open_query(
+    cache: Path | str | Store, query: str, *, timeout_s: float | None = None, memory: str | None = None
+) -> Iterator[Answer]:
+    """Run one query in a fresh connection of `connect`; the block takes its rows in batches.
+
+    The query runs in a thread of its own, so that Ctrl-C and the time limit can stop it: DuckDB itself does not listen
+    while it computes an Arrow result.
+
+    Args:
+        cache: Path or URL.
+        query: One or more statements; the last one answers.
+        timeout_s: Most seconds from here to the last batch; None for no limit.
+        memory: As in `connect`.
 
     Raises:
-        ConfigError: the SQL is wrong, or tries what the sandbox refuses.
+        ConfigError: the SQL is wrong, tries what the sandbox refuses, or exceeds a limit.
         CacheError: no cache there, or a part that the query needs is missing or damaged; the message names it.
     """
-    parts = CommittedParts(open_cache(cache))
-    with closing(_connect(parts)) as connection, _translated(parts):
-        if not connection.extract_statements(query):
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    files = CommittedFiles(open_cache(cache))
+    with closing(_connect(files, memory)) as connection, ThreadPoolExecutor(1) as worker:
+
+        def run(step: Callable[[], _T]) -> _T:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            future = worker.submit(step)
+            try:
+                finished, _ = wait([future], left)
+            finally:  # also on Ctrl-C
+                _stop(connection, future)
+            if not finished:
+                raise ConfigError(f"SQL: stopped after {timeout_s:g} s; ask for less, or raise --timeout (0: no limit)")
+            with _explained(files):
+                return future.result()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while (batch := run(lambda: next(reader, None))) is not None:
+                yield batch
+
+        if not run(lambda: connection.extract_statements(query)):
             raise ConfigError(f"SQL: {query[:80]!r} holds no statement; ask with a SELECT")
-        return connection.sql(query).to_arrow_table()
+        reader = run(lambda: connection.sql(query).to_arrow_reader(_ROWS_PER_BATCH))
+        yield Answer(schema=reader.schema, batches=batches())
 
 
-def _connect(parts: CommittedParts) -> duckdb.DuckDBPyConnection:
-    import duckdb
-
-    connection = duckdb.connect(":memory:")
+def _connect(files: CommittedFiles, memory: str | None) -> duckdb.DuckDBPyConnection:
+    connection = locked_connection(files, memory=memory)
     try:
-        connection.register_filesystem(parts)
-        for statement in _SANDBOX:
-            connection.execute(statement)
-        with _translated(parts):
-            _create_views(connection, parts.paths)
+        with _explained(files):
+            create_views(connection, files.manifest, scheme=SCHEME)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:
-    if files:
-        connection.execute(f"CREATE VIEW targets AS SELECT * FROM read_parquet({files!r})")
-    else:
-        connection.register("targets", SCHEMA.empty_table())
-    connection.execute(_TOKENS)
-    connection.execute(_CANDIDATES)
+def _stop(connection: duckdb.DuckDBPyConnection, step: Future[_T]) -> None:
+    """Wait for the thread to be done; an interrupt that comes between two statements is lost, so more than one."""
+    while not step.done():
+        connection.interrupt()
+        wait([step], _INTERRUPT_EVERY_S)
 
 
 @contextmanager
-def _translated(parts: CommittedParts) -> Iterator[None]:
+def _explained(files: CommittedFiles) -> Iterator[None]:
     """Turn DuckDB's errors into ours; what the file system refused counts even if DuckDB goes on without it."""
     import duckdb
 
     try:
         yield
-    except duckdb.Error as error:
-        raise parts.refusal or ConfigError(f"SQL: {str(error).splitlines()[0]}") from error
-    if parts.refusal:
-        raise parts.refusal
+    except (duckdb.Error, OSError) as error:  # an OSError is what Arrow makes of DuckDB's while rows come
+        raise files.refusal or ConfigError(f"SQL: {_reason(str(error))}") from error
+    if files.refusal:
+        raise files.refusal
+
+
+def _reason(message: str) -> str:
+    """One line without the picture of where in the query it is."""
+    if message.startswith("Out of Memory"):
+        return "the query needs more memory than it may take; ask for less, or raise --memory"
+    reason = " ".join(message.partition("\nLINE ")[0].split())
+    if message.startswith("Permission Error"):
+        return f"only the committed files of this cache may be read ({reason})"
+    return reason
