@@ -92,7 +92,7 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
-        "sql": sorted(["cache", "query", "--format"]),
+        "sql": sorted(["cache", "query", "--file", "--format", "--output", "--overwrite", "--timeout", "--memory"]),
         "cache status": sorted(["cache", "--json"]),
         "cache verify": sorted(["cache", "--json"]),
         "data check": sorted(["recipe", "--json"]),

@@ -184,27 +184,43 @@ def evaluate(
 
 @app.command("sql")
 def sql(
-    cache: Annotated[str, typer.Argument(help="Path or URL of the cache.")],
-    query: Annotated[str, typer.Argument(help="One SELECT over the views targets, tokens and candidates.")],
-    output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    cache: CacheArg,
+    query: Annotated[
+        str | None, typer.Argument(help="SQL over the views; without it, they and their columns are listed.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", help="Read the query from a file; - is stdin.")] = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or parquet; default: as --output is named, or table."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write to a new file, readable by its owner only.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Most seconds; 0 for no limit.")] = 300,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Most memory of the query: 4GB, or a share of the machine's.")
+    ] = "50%",
 ) -> None:
     """Query the cached targets with DuckDB; nothing outside the cache can be read and nothing can be written.
 
     Example: vgid sql runs/cache "SELECT split, view, count(*) AS n FROM targets GROUP BY ALL"
     """
-    from vgid.cache.sql import run_sql
+    from vgid.pipeline.sql_command import describe_views, print_query, read_query
 
-    result = run_sql(cache, query)
-    if output == "json":
-        print(json.dumps(result.to_pylist(), default=str))
-    elif output == "csv":
-        import pyarrow.csv
-
-        pyarrow.csv.write_csv(result, sys.stdout.buffer)
-    elif output == "table":
-        print(table(result.column_names, [list(row.values()) for row in result.to_pylist()]))
-    else:
-        raise ConfigError(f"--format {output!r} is unknown; choose table, csv or json")
+    asked = read_query(query, file=file)
+    if asked is None:
+        print(describe_views(cache))
+        return
+    print_query(
+        cache,
+        asked,
+        output_format=output_format,
+        output=output,
+        overwrite=overwrite,
+        timeout_s=timeout_s,
+        memory=memory,
+    )
 
 
 @cache_app.command("status")

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Protocol
 
 _LINE_EVERY_S = 10.0
+_NARROWEST = 8
 
 
 class Report(Protocol):
@@ -72,27 +74,37 @@ def _lines(title: str) -> Report:
     return report
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain text table; numbers are right-aligned."""
-    cells = [[_cell(value) for value in row] for row in rows]
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[Any]], *, number: str = ".3f", width: int | None = None
+) -> str:
+    """A plain text table; numbers are right-aligned. With a width, its widest columns are cut until it fits."""
+    cells = [[_cell(value, number) for value in row] for row in rows]
     widths = [max(len(header), *(len(row[i]) for row in cells), 0) for i, header in enumerate(headers)]
+    cut = max(widths, default=0)
+    while width and cut > _NARROWEST and sum(min(w, cut) + 2 for w in widths) - 2 > width:
+        cut -= 1
     right = [
-        bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+        bool(rows) and all(isinstance(row[i], int | float | Decimal) or row[i] is None for row in rows)
         for i in range(len(headers))
     ]
 
     def line(values: Sequence[str]) -> str:
-        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+        short = (value if len(value) <= cut else f"{value[: cut - 1]}…" for value in values)
+        padded = (
+            v.rjust(min(w, cut)) if r else v.ljust(min(w, cut)) for v, w, r in zip(short, widths, right, strict=True)
+        )
         return "  ".join(padded).rstrip()
 
-    rule = "  ".join("-" * width for width in widths)
+    rule = "  ".join("-" * min(w, cut) for w in widths)
     return "\n".join([line(list(headers)), rule, *(line(row) for row in cells)])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, number: str) -> str:
+    """One line, whatever the text: control characters would break the table, or the terminal."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:{number}}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def human_bytes(count: float) -> str:
