@@ -1,11 +1,11 @@
-"""Run every benchmark, or those named: `python -m benchmarks [worlds capture]`. Results go to `runs/bench/`."""
+"""Run every benchmark, or those named: `python -m benchmarks [worlds sql]`. Results go to `runs/bench/`."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 
-NAMES = ("encodings", "capture", "worlds")
+NAMES = ("encodings", "capture", "sql", "worlds")
 
 
 def main(names: list[str]) -> None:
