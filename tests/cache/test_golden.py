@@ -1,7 +1,7 @@
 """Small caches that earlier formats left behind: read for good, whatever later versions write.
 
-Each was made by the vgid of its time with the real engine on the shipped model; beside it lies what plain pyarrow and json
-found in it then.
+Each was made by the vgid of its time with the real engine on the shipped model; beside it lies what plain pyarrow and
+json found in it then.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def test_a_writer_goes_on_in_the_present_format(golden):
     before = open_cache(golden)
     row = next(before.iter_targets())
     manifest = before.manifest
-    identity = {"teacher": manifest.teacher, "settings": manifest.settings, "plan": {"digest": "another"}}
+    plan = {"digest": "another"}
 
-    with CacheWriter(golden, **identity) as writer:
+    with CacheWriter(golden, teacher=manifest.teacher, settings=manifest.settings, plan=plan) as writer:
         writer.add(row)
 
     after = open_cache(golden).manifest

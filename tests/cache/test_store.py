@@ -31,7 +31,7 @@ def test_a_replaced_file_has_the_new_content(store):
     store.replace("README.md", b"old")
     store.replace("README.md", b"new")
 
-    assert store.read("README.md") == b"new"
+    assert (store.read("README.md"), store.size("README.md")) == (b"new", 3)
     assert store.names() == ["README.md"]
 
 

@@ -106,6 +106,11 @@ class ObjectStore:
         paths = [path for path in found if path.startswith(start) and not path.endswith("/")]
         return sorted(path.removeprefix(f"{self._root}/") for path in paths)
 
+    def size(self, name: str) -> int:
+        """See `Store`."""
+        with self._readable_errors(name):
+            return self._files.info(self._path(name))["size"]
+
     def sweep(self, *, older_than_s: float) -> None:
         """Nothing to do: what a dead writer had not sent in full is no object."""
 
