@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from s3_server import S3Server, refuse
+from s3_server import SOCKET, S3Server, refuse
 from synthetic_targets import IDENTITY, assert_same_targets, make_target, mixed_targets
 
 from vgid.cache.manifest import manifest_name, manifest_numbers
@@ -169,7 +169,7 @@ def test_a_write_whose_answer_is_lost_is_not_taken_for_anothers(s3, url):
         body = serve()
         if is_conditional_write(request) and request["PATH_INFO"] not in lost:
             lost.append(request["PATH_INFO"])
-            request["werkzeug.socket"].close()
+            request[SOCKET].close()
         return body
 
     s3.fault = lose_the_first_answer
