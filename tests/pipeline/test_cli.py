@@ -43,7 +43,7 @@ def cache(tmp_path_factory) -> Path:
 def test_help_teaches_every_command_with_an_example():
     for command in (
         *(["teacher", "generate"], ["distill"], ["evaluate"], ["sql"], ["data", "check"], ["demo"]),
-        *(["cache", "status"], ["cache", "verify"]),
+        *(["cache", "status"], ["cache", "verify"], ["cache", "erase"]),
     ):
         shown = vgid(*command, "--help")
         assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
@@ -93,6 +93,9 @@ def test_flags_are_frozen():
             ]
         ),
         "sql": sorted(["cache", "query", "--file", "--format", "--output", "--overwrite", "--timeout", "--memory"]),
+        "cache erase": sorted(
+            ["cache", "--subject", "--example", "--all", "--allow-absent", "--dry-run", "--yes", "--json"]
+        ),
         "cache status": sorted(["cache", "--json"]),
         "cache verify": sorted(["cache", "--json"]),
         "data check": sorted(["recipe", "--json"]),

@@ -1,6 +1,7 @@
 """The teacher pass on the shipped model: what is asked for is cached once, whatever interrupts it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vgid.cache.erase import Selection, erase
 from vgid.cache.reader import open_cache
 from vgid.cache.schema import Target
 from vgid.cache.store import LocalStore
@@ -128,6 +130,22 @@ def test_a_rerun_is_a_no_op_and_does_not_load_the_teacher(job, finished):
     result = run(job, finished, load_teacher=load_nothing)
     assert (result.generated, result.already_cached) == (0, 90)
     assert sorted(path.name for path in finished.rglob("*")) == before
+
+
+def test_the_teacher_is_not_asked_again_about_who_was_erased(job, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGID_ERASE_KEY", str(tmp_path / "erase.key"))
+    cache, gone = tmp_path / "cache", job.plan[0].example.subject_id
+    shutil.copytree(finished, cache)
+    erase(LocalStore(cache), Selection(subjects=frozenset({gone})))
+
+    def load_nothing() -> Teacher:
+        raise AssertionError("the teacher was loaded")
+
+    result = run(job, cache, load_teacher=load_nothing)
+
+    about = [planned for planned in job.plan if planned.example.subject_id == gone]
+    assert (result.generated, result.erased, result.already_cached) == (0, len(about), 90 - len(about))
+    assert gone not in {row.subject_id for row in rows_of(cache).values()}
 
 
 def test_a_clean_stop_commits_what_is_finished_and_a_rerun_does_the_rest(job, finished, tmp_path):

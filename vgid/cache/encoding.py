@@ -65,6 +65,13 @@ def decode_part(data: bytes, where: str, *, columns: Sequence[str] | None = None
         raise CacheError(f"{where}: damaged ({reason}); restore it from a copy, or make a new cache") from error
 
 
+def profile_of(data: bytes) -> Profile:
+    """The profile of a part, from the footer of a file that `decode_part` reads."""
+    columns = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
+    encodings = next(column.encodings for column in map(columns.column, range(columns.num_columns)) if _is_ids(column))
+    return "compat" if _INT_ENCODING["compat"] in encodings else "default"
+
+
 def parquet_options(profile: Profile) -> dict[str, Any]:
     """What `pyarrow.parquet.write_table` is told for this profile."""
     lists = [_leaf(field) for field in SCHEMA if pa.types.is_list(field.type)]
@@ -81,6 +88,10 @@ def parquet_options(profile: Profile) -> dict[str, Any]:
         "row_group_size": ROW_GROUP_ROWS,
         "data_page_size": PAGE_BYTES,
     }
+
+
+def _is_ids(column: Any) -> bool:
+    return column.path_in_schema.startswith("topk_ids.")
 
 
 def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from vgid.cache.store import TEMPORARY_PREFIX, Store, open_store
+from vgid.cache.store import TEMPORARY_PREFIX, Store, is_remote, open_store
 
 SCRATCH_FOLDER = "scratch"
 SUFFIX = ".arrow"
@@ -51,11 +51,11 @@ def scratch_folder(store: Store, scratch: Path | None = None) -> Path:
         scratch: What the user asked for; caches get a folder each below it. None: `scratch/` in a cache on a local
             disk, or below the user's cache directory if the cache has a URL.
     """
-    if scratch is None and not _is_remote(store):
+    if scratch is None and not is_remote(store):
         return Path(store.location) / SCRATCH_FOLDER
     if scratch is None:
         scratch = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgid" / SCRATCH_FOLDER
-    return scratch.absolute() / _short_hash(store.location if _is_remote(store) else os.path.realpath(store.location))
+    return scratch.absolute() / _short_hash(store.location if is_remote(store) else os.path.realpath(store.location))
 
 
 def make_folder(folder: Path, *, store: Store) -> None:
@@ -65,7 +65,7 @@ def make_folder(folder: Path, *, store: Store) -> None:
         OSError: the folder cannot be made.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder == scratch_folder(store) and not _is_remote(store):
+    if folder == scratch_folder(store) and not is_remote(store):
         return
     note = f"{platform.node()}\n{folder}"
     try:
@@ -120,10 +120,6 @@ def remove_scratch(cache: Path | str | Store) -> int:
         if place.note and place.is_here:
             store.delete(place.note)
     return len(removed)
-
-
-def _is_remote(store: Store) -> bool:
-    return "://" in store.location
 
 
 def _short_hash(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +79,11 @@ def open_store(cache: Path | str | Store) -> Store:
     return ObjectStore(place)
 
 
+def is_remote(store: Store) -> bool:
+    """Whether a store is named by a URL; the files of the others lie on a disk of this machine, or look so."""
+    return "://" in store.location
+
+
 @contextmanager
 def explained(store: Store) -> Iterator[None]:
     """Turn what a medium refuses into one line that says what it needs."""
@@ -108,28 +113,11 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store`. The temporary file is read back before it gets its name."""
-        path = self.root / name
-        for _ in range(_ATTEMPTS):
-            self._make_folder(path.parent)
-            # A missing file here is a temporary that was swept under our eyes.
-            with suppress(FileNotFoundError), _temporary_file(path.parent, data) as temporary:
-                if temporary.read_bytes() != data:
-                    raise OSError(0, "the disk gave back other bytes than were written", str(temporary))
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-                _sync_directory(path.parent)
-                return True
-        raise FileNotFoundError(2, "its temporary file vanished again and again", str(path))
+        return self._put(name, data, _link)
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Store`."""
-        path = self.root / name
-        self._make_folder(path.parent)
-        with _temporary_file(path.parent, data) as temporary:
-            os.replace(temporary, path)
-        _sync_directory(path.parent)
+        self._put(name, data, _rename)
 
     def delete(self, name: str) -> None:
         """See `Store`."""
@@ -156,6 +144,19 @@ class LocalStore:
                 if path.name.startswith(TEMPORARY_PREFIX) and time.time() - path.stat().st_mtime > older_than_s:
                     path.unlink()
 
+    def _put(self, name: str, data: bytes, publish: Callable[[Path, Path], bool]) -> bool:
+        path = self.root / name
+        for _ in range(_ATTEMPTS):
+            self._make_folder(path.parent)
+            # A missing file here is a temporary that was swept under our eyes.
+            with suppress(FileNotFoundError), _temporary_file(path.parent, data) as temporary:
+                if temporary.read_bytes() != data:
+                    raise OSError(0, "the disk gave back other bytes than were written", str(temporary))
+                if is_published := publish(temporary, path):
+                    _sync_directory(path.parent)
+                return is_published
+        raise FileNotFoundError(2, "its temporary file vanished again and again", str(path))
+
     def _make_folder(self, folder: Path) -> None:
         """Make the cache's own folders private and sync each; an existing one's mode is left alone."""
         if folder.is_dir():
@@ -166,6 +167,19 @@ class LocalStore:
             self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync_directory(folder.parent)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _rename(temporary: Path, path: Path) -> bool:
+    os.replace(temporary, path)
+    return True
 
 
 @contextmanager

@@ -89,6 +89,10 @@ class Graveyard:
         """Whether rows of this example are not to come back."""
         return bool(self._entries) and any(mark in self._entries for mark in self._marks(subject_id, example_id))
 
+    def has(self, kind: Kind, name: str) -> bool:
+        """Whether there is a tombstone of exactly this."""
+        return bool(self._entries) and tombstone(self._key, kind, name) in self._entries
+
     def _marks(self, subject_id: str, example_id: str) -> Iterable[str]:
         yield tombstone(self._key, "subject", subject_id)
         yield tombstone(self._key, "example", example_id)

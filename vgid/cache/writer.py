@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from vgid.cache.card import write_card
 from vgid.cache.encoding import Profile, decode_part, encode_part
@@ -162,7 +163,12 @@ class CacheWriter:
 
 
 def write_part(store: Store, targets: Iterable[Target], profile: Profile = "default") -> Part:
-    """Write rows of one split and engine as a verified part; it counts only once a manifest names it.
+    """Write rows of one split and engine as a part; see `write_table`."""
+    return write_table(store, to_table(sorted(targets, key=lambda row: row.target_id)), profile)
+
+
+def write_table(store: Store, table: pa.Table, profile: Profile = "default") -> Part:
+    """Write rows of one split and engine, sorted by id, as a verified part; it counts only once a manifest names it.
 
     The name is made of the target ids, so the same rows lead to the same name. A file that has it already (left by a
     killed or a concurrent writer) is verified and adopted.
@@ -171,15 +177,14 @@ def write_part(store: Store, targets: Iterable[Target], profile: Profile = "defa
         CacheError: the file that has the name is damaged or holds other rows.
         OSError: the disk refuses.
     """
-    rows = sorted(targets, key=lambda row: row.target_id)
-    ids = [row.target_id for row in rows]
-    name = f"data/{rows[0].split}/part-{ids_sha256(ids)[:24]}.parquet"
+    ids = table["target_id"].to_pylist()
+    name = f"data/{table['split'][0].as_py()}/part-{ids_sha256(ids)[:24]}.parquet"
     where = store.describe(name)
     while True:
         try:
             return _verified(store.read(name), name, ids, where=where)
         except FileNotFoundError:  # the usual case; or a writer that lost a race withdrew it under our eyes
-            data = encode_part(to_table(rows), profile)
+            data = encode_part(table, profile)
             part = _verified(data, name, ids, where=where)
             if store.create(name, data):
                 return part

@@ -1,13 +1,17 @@
-"""What `vgid cache status` and `vgid cache verify` do and say, between the command line and `vgid.cache`."""
+"""What `vgid cache status`, `verify` and `erase` do and say, between the command line and `vgid.cache`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
+from vgid.cache.erase import Erasure, Found, Selection, erase, find
 from vgid.cache.reader import open_cache
 from vgid.cache.status import Files, Status, cache_status
 from vgid.cache.verify import Finding, Report, verify_cache
-from vgid.pipeline.console import human_bytes, progress, say, table
+from vgid.errors import ConfigError
+from vgid.pipeline.console import confirm, human_bytes, progress, say, table
 
 
 def status(cache: str) -> Status:
@@ -71,6 +75,88 @@ def report_text(report: Report) -> str:
     return "\n".join([*map(_line, report.findings), *_unlisted(report), last])
 
 
+def select(subjects: Sequence[str], examples: Sequence[str], *, everything: bool) -> Selection:
+    """What the options of `vgid cache erase` mean together.
+
+    Raises:
+        ConfigError: nothing is selected, or everything and something.
+    """
+    if everything == bool(subjects or examples):
+        raise ConfigError("say whom to erase: --subject ID or --example ID, as often as needed, or --all")
+    if "" in (*subjects, *examples):
+        raise ConfigError("--subject and --example need a name; an empty one was given")
+    return Selection(subjects=frozenset(subjects), examples=frozenset(examples), everything=everything)
+
+
+def find_rows(cache: str, selection: Selection, *, allow_absent: bool) -> Found:
+    """Look up what would be erased, and refuse names that may be misspelt.
+
+    Raises:
+        ConfigError: a name has no row and no tombstone, and `allow_absent` is not set.
+        CacheError: no cache there, or it is damaged.
+    """
+    opened = open_cache(cache)
+    found = find(opened, selection)
+    if found.absent and not allow_absent:
+        kind, _, name = found.absent[0].partition(" ")
+        near = get_close_matches(name, opened.rows([f"{kind}_id"])[0].unique().to_pylist(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(
+            f"cache {cache} holds no rows of {kind} {name!r}{hint}; nothing was erased. To keep later ones out, "
+            "add --allow-absent"
+        )
+    return found
+
+
+def confirm_erasure(cache: str, found: Found, *, yes: bool) -> bool:
+    """Ask before what cannot be undone.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("erasing cannot be undone: look with --dry-run, then add --yes")
+    return confirm(f"Erase {_rows(found)} from cache {cache}? This cannot be undone.")
+
+
+def run_erase(cache: str, selection: Selection) -> Erasure:
+    """Erase, with a progress display.
+
+    Raises:
+        CacheError: see `vgid.cache.erase.erase`.
+    """
+    with progress("erase") as report:
+        return erase(open_cache(cache).store, selection, progress=lambda done, total: report(done, total, "parts"))
+
+
+def found_text(found: Found) -> str:
+    """What would be erased, for people."""
+    lines = [f"would erase {_rows(found)}", *(f"{name}: no rows, only a tombstone" for name in found.absent)]
+    return "\n".join(lines)
+
+
+def erasure_text(erasure: Erasure) -> str:
+    """What was erased and what is left to do, for people."""
+    removed = f"{erasure.files_removed:,} files and {erasure.scratch_removed:,} decoded copies removed"
+    return "\n".join(
+        [
+            f"erased {erasure.rows:,} rows from {erasure.cache}: {erasure.parts_rewritten:,} parts rewritten, "
+            f"{erasure.parts_dropped:,} dropped, {removed}",
+            f"manifest {erasure.manifest}, with {erasure.tombstones:,} tombstones; log {erasure.audit}",
+            f"key {erasure.key}: keep it, nothing can be generated into this cache without it",
+            "not reached, see to these yourself:",
+            *(f"- {copy}" for copy in erasure.copies),
+        ]
+    )
+
+
+def _rows(found: Found) -> str:
+    by_split = ", ".join(f"{rows:,} of {split}" for split, rows in sorted(found.rows.items()))
+    return f"{sum(found.rows.values()):,} rows ({by_split})" if by_split else "0 rows"
+
+
 def _line(finding: Finding) -> str:
     place = [finding.file] if finding.file else []
     place += [f"row {finding.row} ({finding.target_id})"] if finding.row is not None else []
@@ -97,7 +183,7 @@ def _plan(status: Status) -> str | None:
     if status.missing_rows:
         return (
             f"{planned:,} rows; the cache holds {status.rows:,} (rows of other plans included), so at least "
-            f"{status.missing_rows:,} are missing"
+            f"{status.missing_rows:,} are missing{' or erased' if status.tombstones else ''}"
         )
     return f"{planned:,} rows, and the cache holds {status.rows:,} (rows of other plans included)"
 

@@ -249,6 +249,43 @@ def cache_verify(cache: CacheArg, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+@cache_app.command("erase")
+def cache_erase(
+    cache: CacheArg,
+    subject: Annotated[
+        list[str] | None, typer.Option("--subject", help="Erase all rows of this subject_id; repeatable.")
+    ] = None,
+    example: Annotated[
+        list[str] | None, typer.Option("--example", help="Erase all rows of this example_id; repeatable.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Erase every row; the cache can take none again.")] = False,
+    allow_absent: Annotated[
+        bool, typer.Option("--allow-absent", help="Also for names without rows, to keep later ones out.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased; erase nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase subjects, examples or everything from a cache and every copy of it that vgid made, for good.
+
+    Writers that run again leave them out; a keyed log in the cache says when it was done, but not who. What cannot be
+    reached (backups, students, other people's copies) is listed. Run it again when writers that ran meanwhile are done.
+
+    Example: vgid cache erase runs/cache --subject forget-3 --dry-run
+    """
+    from vgid.pipeline import cache_commands
+
+    selection = cache_commands.select(subject or [], example or [], everything=everything)
+    found = cache_commands.find_rows(cache, selection, allow_absent=allow_absent)
+    if dry_run:
+        print(json.dumps({"cache": cache, **asdict(found)}) if as_json else cache_commands.found_text(found))
+        return
+    if not cache_commands.confirm_erasure(cache, found, yes=yes):
+        raise typer.Exit(1)
+    done = cache_commands.run_erase(cache, selection)
+    print(json.dumps(asdict(done)) if as_json else cache_commands.erasure_text(done))
+
+
 @data_app.command("check")
 def data_check(
     recipe: RecipeArg,

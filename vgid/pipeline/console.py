@@ -26,6 +26,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr; anything but yes is no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """A progress display for one task."""

@@ -14,6 +14,7 @@ from vgid.cache.encoding import Profile
 from vgid.cache.mapped import MappedTargets, map_targets
 from vgid.cache.reader import Cache, open_cache
 from vgid.cache.schema import Target, ids_sha256
+from vgid.cache.tombstones import Graveyard
 from vgid.cache.writer import CacheWriter
 from vgid.data.chat import (
     check_examples,
@@ -181,6 +182,8 @@ def run_distill(
 
     directory = resolve_model(recipe.model, revision=recipe.revision)
     opened = open_cache(cache)
+    if not opened.manifest.parts:
+        raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
     check_cache_fits(opened.manifest.teacher, directory, cache=cache)
     with progress("decode the cache") as report:
         stored = map_targets(opened, scratch=scratch, progress=report)
@@ -213,7 +216,7 @@ def planned_targets(
     """The cache's rows that the recipe asks for today; rows of other settings, data or draws are left alone.
 
     A cache may hold more than one recipe's rows, and rows of an earlier state of the data. Where several engines made
-    the same row, one engine's rows are taken: those of the engine with most.
+    the same row, one engine's rows are taken: those of the engine with most. Rows that were erased are not missing.
 
     Raises:
         CacheError: rows are missing and `allow_partial` is not set.
@@ -221,11 +224,15 @@ def planned_targets(
     place = {target_id: index for index, target_id in enumerate(stored.column("target_id").to_pylist())}
     teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
     found: list[int] = []
-    planned = 0
+    plan: list[PlannedTarget] = []
     for engine_id in sorted({part.engine_id for part in cache.manifest.parts}):
         plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
-        planned = len(plan)  # the same for every engine
         found = max(found, [place[row.target_id] for row in plan if row.target_id in place], key=len)
+    planned = len(plan)  # the same for every engine
+    if len(found) < planned and not allow_partial:
+        graveyard = Graveyard(cache.manifest.tombstones, where=cache.location)
+        asked = (row.example for row in plan)
+        planned -= sum(graveyard.holds(subject_id=each.subject_id, example_id=each.example_id) for each in asked)
     if not found or (len(found) < planned and not allow_partial):
         raise CacheError(
             f"cache {cache.location} has {len(found):,} of the {planned:,} rows that the recipe plans (and "

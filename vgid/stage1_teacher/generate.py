@@ -18,6 +18,7 @@ from PIL import Image as PIL
 
 from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
+from vgid.data.examples import Example
 from vgid.data.images import open_image
 from vgid.data.spans import fact_mask
 from vgid.errors import Stopped, TeacherError, VgidError
@@ -45,6 +46,8 @@ class GenerateResult:
 
     planned: int
     already_cached: int
+    erased: int
+    """Planned rows that were erased from the cache and are not made again."""
     generated: int
     tokens: int
     truncated: int
@@ -62,7 +65,7 @@ def generate(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> GenerateResult:
-    """Compute the targets of `plan` that the cache lacks, and commit them.
+    """Compute the targets of `plan` that the cache lacks and that were not erased from it, and commit them.
 
     Args:
         plan: From `make_plan`, or a shard or sample of it.
@@ -78,11 +81,15 @@ def generate(
         TeacherError: the engine answered short or not at all.
         Stopped: `should_stop` said so.
     """
-    missing = [planned for planned in plan if planned.target_id not in writer.done]
+    uncached = [planned for planned in plan if planned.target_id not in writer.done]
+    missing = [planned for planned in uncached if not _is_erased(planned.example, writer)]
+    counts = {
+        "planned": len(plan),
+        "already_cached": len(plan) - len(uncached),
+        "erased": len(uncached) - len(missing),
+    }
     if not missing:
-        return GenerateResult(
-            planned=len(plan), already_cached=len(plan), generated=0, tokens=0, truncated=0, seconds=0
-        )
+        return GenerateResult(**counts, generated=0, tokens=0, truncated=0, seconds=0)
     teacher = load_teacher()
     started, rows, tokens, truncated = time.monotonic(), 0, 0, 0
     prepared: dict[str, _Prepared] = {}
@@ -105,13 +112,12 @@ def generate(
     if rows != len(missing):
         raise TeacherError(f"the engine answered {rows:,} of {len(missing):,} requests; rerun to ask for the rest")
     return GenerateResult(
-        planned=len(plan),
-        already_cached=len(plan) - len(missing),
-        generated=rows,
-        tokens=tokens,
-        truncated=truncated,
-        seconds=time.monotonic() - started,
+        **counts, generated=rows, tokens=tokens, truncated=truncated, seconds=time.monotonic() - started
     )
+
+
+def _is_erased(example: Example, writer: CacheWriter) -> bool:
+    return writer.erased(subject_id=example.subject_id, example_id=example.example_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
