@@ -1,0 +1,85 @@
+"""Which rows of a cache a recipe trains on; the rows are made up, their ids are the ones that the recipe plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_targets import make_target
+
+from vgid.cache.erase import Selection, erase
+from vgid.cache.mapped import MappedTargets, map_targets
+from vgid.cache.reader import open_cache
+from vgid.cache.store import LocalStore
+from vgid.cache.writer import CacheWriter
+from vgid.data.examples import Example
+from vgid.errors import CacheError
+from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
+from vgid.pipeline.stages import TeacherJob, planned_targets, prepare_teacher
+from vgid.stage1_teacher.identity import engine_identity
+from vgid.stage1_teacher.plan import cache_settings
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """The shipped one, with what it plans for the forget set alone."""
+    shipped, _ = load_recipe("fictitious")
+    entries = [entry for entry in shipped.teacher.plan or [] if entry.split == "forget"]
+    return shipped.model_copy(update={"teacher": shipped.teacher.model_copy(update={"plan": entries})})
+
+
+@pytest.fixture(scope="module")
+def examples(recipe) -> list[Example]:
+    return [each for each in load_examples(recipe.data, folder=Path.cwd()) if each.split == "forget"]
+
+
+@pytest.fixture(scope="module")
+def job(recipe, examples) -> TeacherJob:
+    return prepare_teacher(recipe, examples, engine="transformers")
+
+
+@pytest.fixture
+def cache(job, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("VGID_ERASE_KEY", str(tmp_path / "erase.key"))
+    row, settings = make_target(0, num_tokens=1), job.recipe.teacher
+    engine_id = engine_identity(job.engine, dtype=settings.dtype)
+    with CacheWriter(tmp_path / "cache", teacher=job.teacher, settings=cache_settings(settings), plan={}) as writer:
+        for planned in job.plan:
+            example = planned.example
+            ids = {"target_id": planned.target_id, "example_id": example.example_id, "subject_id": example.subject_id}
+            writer.add(replace(row, **ids, engine_id=engine_id))
+    return tmp_path / "cache"
+
+
+def chosen(cache: Path, recipe: Recipe, examples: list[Example], *, allow_partial: bool = False) -> MappedTargets:
+    opened = open_cache(cache)
+    return planned_targets(opened, map_targets(opened), recipe, examples, allow_partial=allow_partial)
+
+
+def test_rows_that_were_erased_are_not_missing(job, cache, recipe, examples):
+    gone = job.plan[0].example.subject_id
+    assert len(chosen(cache, recipe, examples)) == len(job.plan)
+
+    erase(LocalStore(cache), Selection(subjects=frozenset({gone})))
+
+    left = [planned.target_id for planned in job.plan if planned.example.subject_id != gone]
+    assert 0 < len(left) < len(job.plan)
+    assert chosen(cache, recipe, examples).column("target_id").to_pylist() == left
+
+
+def test_without_the_key_they_may_be_missing_and_the_key_is_asked_for(job, cache, recipe, examples, monkeypatch):
+    erase(LocalStore(cache), Selection(subjects=frozenset({job.plan[0].example.subject_id})))
+    monkeypatch.setenv("VGID_ERASE_KEY", str(cache.parent / "lost.key"))
+
+    with pytest.raises(CacheError, match="set VGID_ERASE_KEY to the file with the key"):
+        chosen(cache, recipe, examples)
+    assert 0 < len(chosen(cache, recipe, examples, allow_partial=True)) < len(job.plan)
+
+
+def test_erased_rows_do_not_hide_that_others_are_missing(job, cache, recipe, examples):
+    erase(LocalStore(cache), Selection(subjects=frozenset({job.plan[0].example.subject_id})))
+    more = [*examples, replace(examples[0], example_id="new/1", question="And where was she born?")]
+
+    with pytest.raises(CacheError, match=r"of the .* rows that the recipe plans"):
+        chosen(cache, recipe, more)
