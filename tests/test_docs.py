@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sound_targets import sound_target, write_sound
 
 from vgid.data.fictitious import shipped_base, shipped_world
 
@@ -113,3 +115,20 @@ def test_the_commands_of_a_page_run_in_order_on_a_users_own_table(page, tmp_path
         assert done.returncode == 0, f"vgid {shlex.join(here)}\n{done.stderr[-2000:]}"
         ran.append(arguments[0])
     assert {"data", "teacher", "distill", "evaluate", "sql"} <= set(ran)
+
+
+def test_the_commands_of_the_page_on_erasing_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGID_ERASE_KEY", str(tmp_path / "erase.key"))
+    write_sound(tmp_path / "cache", [replace(sound_target(index), subject_id="mara") for index in range(3)])
+    (command,) = blocks(ROOT / "docs/erasing.md", "bash")
+
+    for arguments in commands(ROOT / "docs/erasing.md"):
+        done = run(arguments, tmp_path)
+        assert done.returncode == 0, f"vgid {shlex.join(arguments)}\n{done.stderr[-2000:]}"
+        if "--dry-run" in arguments:
+            assert "would erase 3 rows" in done.stdout
+
+    first = json.loads((tmp_path / "cache/audit/000001.json").read_text())["erased"]
+    shell = command.replace("~/.config/vgid/erase.key", str(tmp_path / "erase.key"))
+    shown = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[-1] == first[0]["mark"]
