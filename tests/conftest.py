@@ -22,6 +22,8 @@ os.environ.update(
     OMP_WAIT_POLICY="passive",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, each with its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
