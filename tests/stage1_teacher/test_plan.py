@@ -161,6 +161,16 @@ def test_a_pilot_samples_every_kind_of_row_in_proportion():
     }
 
 
+def test_a_pilot_asks_the_same_questions_in_every_view():
+    views = ("base", "icu", "noise+icu")
+    entries = (PlanEntry(split="forget", modality="image", view=v, response_kind="generated") for v in views)
+    asked = {view: set[str]() for view in views}
+    for planned in pilot_of_plan(plan(plan=tuple(entries)), size=15):
+        asked[planned.view].add(planned.example.example_id)
+    assert len(asked["base"]) == 5
+    assert asked["base"] == asked["icu"] == asked["noise+icu"]
+
+
 def test_adaptive_width_is_part_of_a_targets_identity_and_fixed_width_is_as_before():
     fixed = make_plan(EXAMPLES, settings=settings(), teacher=TEACHER, engine_id="e")
     again = make_plan(EXAMPLES, settings=settings(min_k=3), teacher=TEACHER, engine_id="e")

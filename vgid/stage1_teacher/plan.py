@@ -80,7 +80,7 @@ def make_plan(
             f"the default plan finds nothing to forget (split forget, task facts); the data has "
             f"{_census(trainable)}; write teacher.plan"
         )
-    return sorted(planned.values(), key=lambda target: (target.bucket, target.image_sha256 or "", target.target_id))
+    return sorted(planned.values(), key=_order)
 
 
 def shard_of_plan(plan: Sequence[PlannedTarget], *, index: int, count: int) -> list[PlannedTarget]:
@@ -140,6 +140,11 @@ def _plan_one(
         bucket=int.from_bytes(sha256(group.encode()).digest()[:4], "big") % NUM_BUCKETS,
         image_sha256=image_hash,
     )
+
+
+def _order(target: PlannedTarget) -> tuple[int, str, str, str]:
+    """The views of one question side by side, so that a pilot asks the same questions in every view."""
+    return target.bucket, target.image_sha256 or "", target.example.example_id, target.target_id
 
 
 def _matches(entry: PlanEntry, example: Example) -> bool:
