@@ -1,7 +1,6 @@
 """The docs cannot rot: the reference is generated, every command in them is run, every file they name is there."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -12,30 +11,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from doc_pages import ROOT, blocks, commands, run
 from sound_targets import sound_target, write_sound
 
 from vgid.data.fictitious import shipped_base, shipped_world
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 HUB_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The `vgid` lines of a page's shell blocks, without comments; a backslash joins lines."""
-    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [line[1:] for line in lines if line and line[0].removeprefix(".venv/bin/") == "vgid"]
-
-
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vgid", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_command_reference_is_what_the_app_says():
