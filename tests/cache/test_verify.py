@@ -306,6 +306,30 @@ def test_an_adaptive_width_that_is_not_the_fewest_is_found(adaptive, change, wor
     assert {(f.row, f.position) for f in found} == {(1, AT)} and found[0].message.startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value", "words"),
+    [
+        ("teacher", "vocab_size", "40", "vocab_size is '40', not a whole number from 1"),
+        ("teacher", "vocab_size", 0, "vocab_size is 0, not a whole number from 1"),
+        ("settings", "num_topk", "8", "num_topk is '8', not a whole number from 1"),
+        ("settings", "min_k", [2], "min_k is [2], not a whole number from 1"),
+        ("settings", "min_k", True, "min_k is True, not a whole number from 1"),
+        ("settings", "top_p", "0.9", "top_p is '0.9', not a number between 0 and 1"),
+        ("settings", "top_p", 90, "top_p is 90, not a number between 0 and 1"),
+    ],
+)
+def test_a_manifest_that_says_nonsense_about_its_rows_is_found_and_its_rows_are_still_read(
+    adaptive, place, name, value, words
+):
+    change_manifest(adaptive, lambda body: body[place].update({name: value}))
+
+    report = verify(adaptive)
+
+    first = report.findings[0]
+    assert (first.rule, adaptive / first.file, first.message) == ("value", manifest_path(adaptive), words)
+    assert report.rows == 8
+
+
 def test_equal_candidates_may_stand_in_any_order(cache):
     def tie(row: Row) -> None:
         row["topk_ids"][AT], row["topk_logprobs"][AT] = [3, 4, 5, 6], [-1.25, -1.5, -1.5, -1.5]

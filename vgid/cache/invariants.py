@@ -66,16 +66,22 @@ class Terms:
     @classmethod
     def of(cls, manifest: Manifest, vocabulary: pa.Table | None) -> Self:
         """The terms of one cache; `vocabulary` is its token table, if it has one."""
-        settings, vocab_size = manifest.settings, manifest.teacher.get("vocab_size")
         known, ends = (None, None) if vocabulary is None else _by_id(vocabulary)
-        return cls(
-            num_topk=settings.get("num_topk"),
-            min_k=settings.get("min_k"),
-            top_p=settings.get("top_p"),
-            vocab_size=vocab_size if isinstance(vocab_size, int) else None,
-            known=known,
-            ends=ends,
-        )
+        numbers = {name: value for name, value in said_terms(manifest).items() if is_term(name, value)}
+        return cls(**numbers, known=known, ends=ends)
+
+
+def said_terms(manifest: Manifest) -> dict[str, Any]:
+    """What the manifest has for the numbers among `Terms`, whatever it is; None where it has nothing."""
+    settings = {name: manifest.settings.get(name) for name in ("num_topk", "min_k", "top_p")}
+    return {"vocab_size": manifest.teacher.get("vocab_size"), **settings}
+
+
+def is_term(name: str, value: Any) -> bool:
+    """Whether it can be that: a number between 0 and 1 for `top_p`, a whole number from 1 for the others."""
+    if name == "top_p":
+        return isinstance(value, float) and 0 < value < 1
+    return type(value) is int and value > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

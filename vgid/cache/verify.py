@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vgid.cache.encoding import decode_part
-from vgid.cache.invariants import Breach, Terms, iter_breaches
+from vgid.cache.invariants import Breach, Terms, is_term, iter_breaches, said_terms
 from vgid.cache.kinds import kinds_of
 from vgid.cache.manifest import PURGED, Part, decode_manifest, manifest_name, manifest_numbers
 from vgid.cache.reader import Cache, read_verified
@@ -94,12 +94,13 @@ class _Verification:
 
     def run(self, progress: Callable[[int, int], None]) -> Report:
         self._check_manifests()
+        self._check_terms()
         terms = Terms.of(self._manifest, self._checked_vocabulary())
         for done, part in enumerate(self._manifest.parts, 1):
             self._check_part(part, terms)
             progress(done, len(self._manifest.parts))
         self._check_unique()
-        self._note_the_rest(terms)
+        self._note_the_rest()
         return Report(
             location=self._cache.location,
             manifest=self._manifest.number,
@@ -148,6 +149,13 @@ class _Verification:
                     decode_manifest(data, where=where, number=number)
             except (OSError, CacheError) as error:
                 self._find("manifest", name, _reason(error, where))
+
+    def _check_terms(self) -> None:
+        """Numbers that rows are held against, and that nobody else reads."""
+        for name, value in said_terms(self._manifest).items():
+            if value is not None and not is_term(name, value):
+                wanted = "a number between 0 and 1" if name == "top_p" else "a whole number from 1"
+                self._find("value", manifest_name(self._manifest.number), f"{name} is {value!r}, not {wanted}")
 
     def _checked_vocabulary(self) -> pa.Table | None:
         file = self._manifest.vocabulary
@@ -212,7 +220,7 @@ class _Verification:
             text = "its target_id stands more than once in the cache"
             self._find_rows(file, Breach(rule="twice", rows=rows, positions=None, text=text, values=()), ids)
 
-    def _note_the_rest(self, terms: Terms) -> None:
+    def _note_the_rest(self) -> None:
         status = cache_status(self._cache)
         if status.unnamed.files:
             text = f"{status.unnamed.files:,} files ({status.unnamed.bytes:,} bytes) that the manifest does not name"
@@ -223,7 +231,7 @@ class _Verification:
         if self._manifest.vocabulary is None:
             self._find("unchecked", "", "there is no token table, so the last tokens of responses are not checked")
         for name in ("vocab_size", "num_topk"):
-            if getattr(terms, name) is None:
+            if said_terms(self._manifest)[name] is None:
                 self._find("unchecked", "", f"the manifest has no {name}, so nothing is held against it")
 
 
