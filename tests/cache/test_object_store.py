@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from threading import Barrier
 import pytest
 from s3_server import SOCKET, S3Server, refuse
 from synthetic_targets import IDENTITY, assert_same_targets, make_target, mixed_targets
+from test_docs import ROOT, commands, own_data, own_recipe
 
 from vgid.cache.manifest import manifest_name, manifest_numbers
 from vgid.cache.object_store import ObjectStore
@@ -25,6 +25,7 @@ from vgid.errors import CacheError, ConfigError
 
 SCRIPT = Path(__file__).with_name("writing_process.py")
 TESTS = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "object-stores.md"
 
 
 @pytest.fixture
@@ -354,18 +355,23 @@ def test_a_path_is_a_directory():
     assert isinstance(open_store("file:///runs/cache"), LocalStore)
 
 
-def test_the_commands_take_a_url_for_a_cache(url):
-    generate = ["teacher", "generate", "fictitious", "--engine", "transformers", "--limit", "4", "--out", url, "--json"]
-    first = vgid(*generate)
-    assert first.returncode == 0, first.stderr
-    record = json.loads(first.stdout)
-    assert (record["generated"], record["cache"]) == (4, url)
-
-    asked = vgid("sql", url, "SELECT count(*) AS n FROM targets", "--format", "json")
-    assert json.loads(asked.stdout) == [{"n": 4}], asked.stderr
-
-    distilled = vgid("distill", "fictitious", "--cache", url, "--out", "student")
-    assert distilled.returncode == 1 and f"cache {url} has 4 of the" in distilled.stderr
+def test_the_commands_of_the_page_run(bucket, tmp_path, monkeypatch):
+    """In order and word for word, but for the bucket's name, the engine (vLLM takes long to load) and the size."""
+    own_data(tmp_path)
+    own_recipe(tmp_path, ROOT / "README.md", "my-recipe.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    few = {"teacher": ["--engine", "transformers", "--limit", "4"], "distill": ["--allow-partial"]}
+    ran = {}
+    for arguments in commands(PAGE):
+        here = [word.replace("s3://bucket/", f"s3://{bucket}/") for word in arguments]
+        done = vgid(*here, *few.get(here[0], []))
+        assert done.returncode == 0, f"vgid {here}\n{done.stderr[-2000:]}"
+        ran[here[0]] = done.stdout
+    assert ran.keys() == {"teacher", "cache", "sql", "distill"}
+    assert "4 rows" in ran["cache"] and ran["sql"].count("noise+icu") == 1
+    assert (tmp_path / "student" / "model.safetensors").exists()
+    assert list((tmp_path / "home").rglob("*.arrow"))
 
 
 def test_a_bad_url_on_the_command_line_is_one_line_and_an_exit_code(s3):
