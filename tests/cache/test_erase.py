@@ -49,8 +49,8 @@ def without(subject: str, targets: list[Target]) -> list[Target]:
 
 
 def write(store: Store, targets: list[Target], **options: Any) -> None:
-    identity = {"teacher": TEACHER, "settings": FIXED, "plan": PLAN, "vocabulary": token_table}
-    with CacheWriter(store, **identity, **{"rows_per_part": 8, **options}) as writer:
+    options = {"vocabulary": token_table, "rows_per_part": 8, **options}
+    with CacheWriter(store, teacher=TEACHER, settings=FIXED, plan=PLAN, **options) as writer:
         for row in targets:
             writer.add(row)
 
