@@ -108,8 +108,27 @@ def test_a_temporary_that_vanishes_is_written_again(tmp_path, monkeypatch):
     assert (tmp_path / "part").read_bytes() == b"content"
 
 
+def test_what_another_made_is_made_to_stay_since_it_may_have_died_before_it_did_so(tmp_path, monkeypatch):
+    sync, synced = os.fsync, set[str]()
+
+    def noted(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    LocalStore(tmp_path / "cache").create("data/part", b"first")
+    monkeypatch.setattr(os, "fsync", noted)
+
+    assert not LocalStore(tmp_path / "cache").create("data/part", b"second")
+    assert {str(tmp_path / folder) for folder in ("", "cache", "cache/data")} <= synced
+
+    synced.clear()
+    LocalStore(tmp_path / "cache").sweep(older_than_s=60)
+    assert str(tmp_path / "cache/data") in synced
+
+
 def test_a_disk_that_gives_back_other_bytes_is_an_error(tmp_path, monkeypatch):
-    sync = os.fsync
+    sync, store = os.fsync, LocalStore(tmp_path)
+    store.create("other", b"makes the folder")
 
     def lose_the_end(descriptor):
         os.ftruncate(descriptor, 3)
@@ -118,8 +137,8 @@ def test_a_disk_that_gives_back_other_bytes_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lose_the_end)
 
     with pytest.raises(OSError, match="other bytes"):
-        LocalStore(tmp_path).create("part", b"content")
-    assert list(tmp_path.iterdir()) == []
+        store.create("part", b"content")
+    assert store.names() == ["other"]
 
 
 def test_directories_and_files_are_private_whatever_the_umask(tmp_path):

@@ -38,7 +38,8 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Make a file that did not exist, to stay; False (and nothing changed) if the name is taken.
 
-        Where it is taken by these very bytes, a store that cannot tell its own from another's says True.
+        What has the name is there to stay as well, even if its maker died at once. Where it is taken by these very
+        bytes, a store that cannot tell its own from another's says True.
         """
         ...
 
@@ -59,7 +60,10 @@ class Store(Protocol):
         ...
 
     def sweep(self, *, older_than_s: float) -> None:
-        """Remove what dead writers left half written; younger files may belong to a living one."""
+        """Have what dead writers made stay, and remove what they left half written.
+
+        Younger files may belong to a living one.
+        """
         ...
 
 
@@ -102,6 +106,8 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.location = str(root)
+        self._settled: set[Path] = set()
+        """Folders that are there to stay; merely finding one says nothing, since its maker may have died at once."""
 
     def describe(self, name: str) -> str:
         """The file's path."""
@@ -138,11 +144,14 @@ class LocalStore:
 
     def sweep(self, *, older_than_s: float) -> None:
         """See `Store`."""
-        for name in self.names():
-            path = self.root / name
+        paths = [self.root / name for name in self.names()]
+        for path in paths:
             with suppress(FileNotFoundError):
                 if path.name.startswith(TEMPORARY_PREFIX) and time.time() - path.stat().st_mtime > older_than_s:
                     path.unlink()
+        for folder in {path.parent for path in paths}:
+            with suppress(FileNotFoundError):
+                _sync_directory(folder)
 
     def _put(self, name: str, data: bytes, publish: Callable[[Path, Path], bool]) -> bool:
         path = self.root / name
@@ -152,21 +161,27 @@ class LocalStore:
             with suppress(FileNotFoundError), _temporary_file(path.parent, data) as temporary:
                 if temporary.read_bytes() != data:
                     raise OSError(0, "the disk gave back other bytes than were written", str(temporary))
-                if is_published := publish(temporary, path):
-                    _sync_directory(path.parent)
+                is_published = publish(temporary, path)
+                _sync_directory(path.parent)
                 return is_published
         raise FileNotFoundError(2, "its temporary file vanished again and again", str(path))
 
     def _make_folder(self, folder: Path) -> None:
         """Make the cache's own folders private and sync each; an existing one's mode is left alone."""
-        if folder.is_dir():
+        is_new = not folder.is_dir()
+        if folder in self._settled and not is_new:
             return
         if folder == self.root:
             folder.parent.mkdir(parents=True, exist_ok=True)
         else:
             self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(folder.parent)
+        try:
+            _sync_directory(folder.parent)
+        except PermissionError:  # an old cache may lie in a folder that may not be listed
+            if is_new:
+                raise
+        self._settled.add(folder)
 
 
 def _link(temporary: Path, path: Path) -> bool:

@@ -182,12 +182,13 @@ def write_table(store: Store, table: pa.Table, profile: Profile = "default") -> 
     where = store.describe(name)
     while True:
         try:
-            return _verified(store.read(name), name, ids, where=where)
+            data, is_found = store.read(name), True
         except FileNotFoundError:  # the usual case; or a writer that lost a race withdrew it under our eyes
-            data = encode_part(table, profile)
-            part = _verified(data, name, ids, where=where)
-            if store.create(name, data):
-                return part
+            data, is_found = encode_part(table, profile), False
+        part = _verified(data, name, ids, where=where)
+        # A found one is asked for as well: then it is there to stay, which its writer may not have lived to see to.
+        if store.create(name, data) or is_found:
+            return part
 
 
 def check_target(target: Target) -> None:
