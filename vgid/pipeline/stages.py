@@ -124,6 +124,7 @@ def run_teacher(
     digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
     tokenizer = job.processor.tokenizer
     with (
+        stop_signal() as should_stop,
         CacheWriter(
             out,
             teacher=job.teacher,
@@ -135,7 +136,6 @@ def run_teacher(
             expires=expires,
         ) as writer,
         progress("teacher") as report,
-        stop_signal() as should_stop,
     ):
 
         def on_progress(now: Progress) -> None:

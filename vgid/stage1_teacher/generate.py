@@ -75,7 +75,8 @@ def generate(
         tokenizer: The teacher's; makes the ids of reference answers and the text of responses.
         end_of_turn_id: Closes every reference answer.
         on_progress: Called after every row.
-        should_stop: Asked after every row; once true, finished rows are committed and `Stopped` is raised.
+        should_stop: Asked before and after loading and after every row; once true, finished rows are committed and
+            `Stopped` is raised.
 
     Raises:
         TeacherError: the engine answered short or not at all.
@@ -90,10 +91,17 @@ def generate(
     }
     if not missing:
         return GenerateResult(**counts, generated=0, tokens=0, truncated=0, seconds=0)
+    rows = tokens = truncated = 0
+
+    def stop_if_asked() -> None:
+        if should_stop():
+            raise Stopped(f"stopped after {rows:,} of {len(missing):,} rows, all committed; rerun to continue")
+
+    stop_if_asked()
     teacher = load_teacher()
-    started, rows, tokens, truncated = time.monotonic(), 0, 0, 0
-    prepared: dict[str, _Prepared] = {}
+    started, prepared = time.monotonic(), dict[str, _Prepared]()
     try:
+        stop_if_asked()
         for response in teacher.run(_requests(missing, settings, tokenizer, end_of_turn_id, prepared)):
             target = _target(prepared.pop(response.request_id), response, settings, teacher.engine_id, tokenizer)
             writer.add(target)
@@ -101,8 +109,7 @@ def generate(
             truncated += target.finish_reason == "length"
             seconds = time.monotonic() - started
             on_progress(Progress(rows=rows, total_rows=len(missing), tokens=tokens, seconds=seconds))
-            if should_stop():
-                raise Stopped(f"stopped after {rows:,} of {len(missing):,} rows, all committed; rerun to continue")
+            stop_if_asked()
         writer.flush()
     except VgidError:
         writer.flush()  # the rows before a bad one are good; a rerun need not make them again
