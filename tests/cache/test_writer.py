@@ -276,19 +276,27 @@ def test_a_part_that_lost_the_race_is_withdrawn(tmp_path, monkeypatch):
     assert part_files(tmp_path) == {part.path for part in manifest.parts}
 
 
-@pytest.mark.parametrize("overlap", ["some rows", "all rows"])
-def test_two_processes_on_one_cache_lose_and_double_nothing(tmp_path, overlap):
-    rounds, ranges = 10, [(0, 30), (15, 45)] if overlap == "some rows" else [(0, 30), (0, 30)]
+@pytest.mark.parametrize(
+    ("ranges", "rounds"),
+    [
+        ([(0, 30), (15, 45)], 10),
+        ([(0, 30), (0, 30)], 10),
+        ([(0, 30), (10, 40), (20, 50), (0, 50)], 5),
+        pytest.param([(0, 30), (10, 40), (20, 50), (0, 50)], 60, marks=pytest.mark.slow),
+    ],
+    ids=["two share some rows", "two share all rows", "four", "four, 60 times"],
+)
+def test_processes_on_one_cache_lose_and_double_nothing(tmp_path, ranges, rounds):
     barrier = tmp_path / "barrier"
     barrier.mkdir()
     writers = [
-        start(tmp_path / "caches", *range_, 7, barrier, name, rounds) for name, range_ in zip("ab", ranges, strict=True)
+        start(tmp_path / "caches", *range_, 7, barrier, name, len(ranges), rounds) for name, range_ in enumerate(ranges)
     ]
     for writer in writers:
         writer.communicate()
-    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [writer.returncode for writer in writers] == [0] * len(ranges)
 
-    expected = mixed_targets(0, ranges[1][1])
+    expected = mixed_targets(0, max(last for _, last in ranges))
     for number in range(rounds):
         cache = open_cache(tmp_path / "caches" / str(number))
         assert_same_targets(list(cache.iter_targets()), expected)
