@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from rehearsal import Rehearsal
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("vgid", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,3 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="session")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    """The teacher's command with the recorded answers of the real engine to 40 rows."""
+    from rehearsal import Rehearsal
+
+    rehearsal = Rehearsal(tmp_path_factory.mktemp("rehearsal"), rows=40)
+    yield rehearsal
+    rehearsal.close()
