@@ -180,6 +180,10 @@ def _vectors(values: pa.Array) -> Callable[[int, int], np.ndarray]:
 
 def _matrices(lists: pa.Array, *, fill: float) -> Callable[[int, int], np.ndarray]:
     offsets, numbers = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+    widths = np.diff(offsets)
+    if len(widths) and (widths == widths[0]).all():  # the usual case: settled here once, not again for every row
+        matrix = numbers[offsets[0] : offsets[-1]].reshape(len(widths), widths[0])
+        return lambda first, last: matrix[first:last]
 
     def between(first: int, last: int) -> np.ndarray:
         edges = offsets[first : last + 1]
