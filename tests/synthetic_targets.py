@@ -88,9 +88,11 @@ def realistic_targets(
         logprobs = logits - np.log(weights.sum(axis=1) / (1 - tail))[:, None]
         ids = _skewed_ids(rng, num_tokens, num_topk, vocab_size)
         yield replace(
-            make_target(index, num_tokens=num_tokens),
+            make_target(index),
             token_ids=ids[:, 0],
             token_logprob=logprobs[:, 0].astype(np.float32),
+            token_rank=np.ones(num_tokens, np.int32),
+            entropy=rng.random(num_tokens).astype(np.float32),
             tail_logprob=np.log(tail).astype(np.float32),
             topk_ids=ids,
             topk_logprobs=logprobs.astype(np.float16 if on_grid else np.float32).astype(np.float32),
