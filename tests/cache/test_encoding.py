@@ -181,6 +181,7 @@ COPY = """
 import sys
 import duckdb, polars
 part, by_duckdb, by_polars = sys.argv[1:]
+duckdb.sql("SET enable_progress_bar = false")  # it goes to stdout once a query takes seconds
 duckdb.sql(f"COPY (SELECT * FROM '{part}') TO '{by_duckdb}' (FORMAT parquet)")
 polars.read_parquet(part).write_parquet(by_polars)
 print(duckdb.__version__, polars.__version__)
