@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import sha256
-from itertools import cycle
 from pathlib import Path
 
 from tests.synthetic_targets import PLAN, SETTINGS, TEACHER, realistic_targets
+from vgid.cache.schema import Target
 from vgid.cache.vocabulary import Token
 from vgid.cache.writer import CacheWriter
 
-DISTINCT_ROWS = 256
-ROWS_PER_PART = 2048
+NUM_TOPK = 64
 
 
-def make_big_cache(directory: Path, tokens: int) -> int:
-    """Write a cache of at least `tokens` response tokens at k = 64; returns how many it holds.
+def synthetic_rows(tokens: int) -> Iterator[Target]:
+    """Rows of about 200 response tokens at k = 64, no two alike, until there are `tokens` of them.
 
-    Rows differ in their ids and repeat the arrays of `DISTINCT_ROWS` rows, which lie too far apart in a part for the
-    compression to notice.
+    Every third is in split `retain`, the others in `forget`. They are made one by one, so that they cost no memory.
     """
     made = 0
-    distinct = list(realistic_targets(DISTINCT_ROWS))
-    with CacheWriter(
-        directory,
-        teacher=TEACHER,
-        settings={**SETTINGS, "num_topk": 64},
-        plan=PLAN,
-        rows_per_part=ROWS_PER_PART,
-        vocabulary=_tokens,
-    ) as writer:
-        for index, row in enumerate(cycle(distinct)):
-            if made >= tokens:
-                break
-            split = "retain" if index % 3 == 0 else "forget"
-            target_id = sha256(f"big/{index}".encode()).hexdigest()
-            writer.add(replace(row, target_id=target_id, example_id=f"big/{index}/0", split=split))
-            made += len(row.token_ids)
-    return made
+    for index, row in enumerate(realistic_targets(sys.maxsize, num_topk=NUM_TOPK)):
+        if made >= tokens:
+            return
+        made += len(row.token_ids)
+        yield replace(row, split="forget" if index % 3 else "retain", finish_reason="length")
+
+
+def make_cache(directory: Path, tokens: int) -> None:
+    """Write a cache of at least `tokens` response tokens, as a teacher would, in parts of the usual size."""
+    settings = {**SETTINGS, "num_topk": NUM_TOPK}
+    with CacheWriter(directory, teacher=TEACHER, settings=settings, plan=PLAN, vocabulary=_tokens) as writer:
+        for row in synthetic_rows(tokens):
+            writer.add(row)
 
 
 def _tokens() -> Iterator[Token]:
