@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vgid.cache.encoding import decode_part
 from vgid.cache.manifest import Manifest, Part, VocabularyFile, load_manifest
@@ -50,6 +49,8 @@ class Cache:
         Raises:
             CacheError: a part is missing or damaged; the message names it.
         """
+        import pyarrow.compute as pc  # a tenth of a second that `vgid cache status` does not need
+
         wanted = {"view": view, "response_kind": response_kind}
         targets: list[Target] = []
         for part in self.manifest.parts:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vgid.cache.encoding import decode_part
 from vgid.cache.invariants import Breach, Terms, is_term, iter_breaches, said_terms
@@ -211,6 +210,8 @@ class _Verification:
 
     def _check_unique(self) -> None:
         """Over all parts; within one, equal ids are out of order too."""
+        import pyarrow.compute as pc  # a tenth of a second; `vgid cache status` imports this module too
+
         read = pa.chunked_array([chunk for ids in self._ids.values() for chunk in ids.chunks], pa.string())
         times = pa.table({"id": read}).group_by("id").aggregate([([], "count_all")])
         several = times.filter(pc.field("count_all") > 1)["id"].to_pylist()
