@@ -78,7 +78,7 @@ def _passes(ways: dict[str, Way]) -> dict[str, list[tuple[float, float]]]:
 
 def _line(name: str, passes: dict[str, list[tuple[float, float]]], tokens: int) -> list[Any]:
     baseline = passes[BASELINES["encode" if "memory" in name else "commit"]]
-    speeds = [round(tokens / median(times), -2) for times in zip(*passes[name], strict=True)]
+    speeds = [int(round(tokens / median(times), -2)) for times in zip(*passes[name], strict=True)]
     both = zip(baseline, passes[name], strict=True)
     ratios = zip(*([default / own for default, own in zip(*pair, strict=True)] for pair in both), strict=True)
     wall, cpu = (round(median(ratio), 2) for ratio in ratios)
