@@ -33,7 +33,7 @@ from vgid.stage1_teacher.topk import round_to_fp16_grid
 PARTS = 4
 PART_ROWS = 256
 NUM_TOPK = 64
-PASSES = 9
+PASSES = 5
 OUT = Path("runs/bench/writing.json")
 BASELINES = {"encode": "pyarrow defaults, in memory", "commit": "pyarrow defaults, to a synced file"}
 
