@@ -271,7 +271,7 @@ def test_a_cache_that_lacks_rows_of_the_plan_is_refused_and_says_how_many(cache,
 def test_rows_of_other_settings_in_the_same_cache_do_not_train(cache, tmp_path):
     """Two recipes share a cache; each trains on its own rows alone."""
     shared = tmp_path / "shared"
-    shutil.copytree(cache, shared)
+    shutil.copytree(cache, shared, ignore=shutil.ignore_patterns("scratch"))
     other = ("--set", "teacher.icu=privacy-v1", "--limit", "40", "--engine", "transformers")
     assert vgid("teacher", "generate", "fictitious", "--out", shared, *other).returncode == 0
     rows = json.loads(vgid("sql", shared, "SELECT count(*) AS n FROM targets", "--format", "json").stdout)
