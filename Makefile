@@ -5,6 +5,8 @@
 PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
+# The environment comes without compiled files, so a process that may not keep them compiles torch and all anew.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 # A file's tests stay together, since they share what is costly to make. WORKERS=0 runs all in one process.
 WORKERS ?= 2
