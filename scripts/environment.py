@@ -137,6 +137,11 @@ def build(*, gpu: str | None, lock: int) -> None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise InstallError(f"{error}\n    On Debian or Ubuntu: apt install python{version}-venv") from None
     pip = [python, "-m", "pip", "install", "--no-compile"]
+    # An older one may take minutes to agree on versions of the S3 libraries, of which there is one a day.
+    try:
+        run_step("current pip", [*pip, "--upgrade", "pip"], lock=lock)
+    except InstallError:
+        say("no newer pip to be had; going on with the one that this Python brings")
     if gpu:
         run_step("vLLM for CUDA and the project", [*pip, CUDA_TORCH, "-e", f"{ROOT}[vllm,dev]"], lock=lock)
         return
