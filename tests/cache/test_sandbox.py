@@ -370,3 +370,15 @@ def test_sql_loads_no_deep_learning_library_and_duckdb_only_when_asked():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert output.stdout == "[]\n"
+
+
+def test_a_query_does_not_wait_for_pandas(cache):
+    code = """if True:
+        import sys
+        from vgid.cache.sql import open_query
+        with open_query(sys.argv[1], "SELECT * FROM tokens, manifest, shards") as answer:
+            rows = sum(batch.num_rows for batch in answer.batches)
+        print(rows > 0, "pandas" in sys.modules)"""
+    output = subprocess.run([sys.executable, "-c", code, str(cache)], capture_output=True, text=True, check=True)
+
+    assert output.stdout == "True False\n"
