@@ -206,7 +206,7 @@ def _manifest(manifest: Manifest) -> pa.Table:
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table, by way of JSON: Arrow imports pandas before it takes Python's objects, which costs half a second."""
+    """Rows as a table, by way of JSON: given Python's objects, Arrow would import pandas first (half a second)."""
     if not rows:
         return schema.empty_table()
     lines = "\n".join(json.dumps({name: row[name] for name in schema.names}) for row in rows).encode()
