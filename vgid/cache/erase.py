@@ -208,8 +208,9 @@ class _Rewriting:
             return part
         if erased.all():
             return None
-        profile = profile_of(read_verified(self.store, part))
-        return write_table(self.store, read_part(self.store, part).filter(pa.array(~erased)), profile)
+        data = read_verified(self.store, part)
+        left = decode_part(data, self.store.describe(part.path)).filter(pa.array(~erased))
+        return write_table(self.store, left, profile_of(data))
 
 
 def _key(store: Store, manifest: Manifest, selection: Selection) -> bytes:

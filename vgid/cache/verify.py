@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from vgid.cache.invariants import Breach, Terms, is_term, iter_breaches, said_te
 from vgid.cache.kinds import kinds_of
 from vgid.cache.manifest import PURGED, Part, decode_manifest, manifest_name, manifest_numbers
 from vgid.cache.reader import Cache, read_verified
+from vgid.cache.schema import ids_sha256
 from vgid.cache.status import cache_status
 from vgid.cache.vocabulary import VOCABULARY_SCHEMA, read_vocabulary
 from vgid.errors import CacheError
@@ -197,7 +197,7 @@ class _Verification:
         ids = table["target_id"]
         for breach in (*_of_ids(ids.to_pylist()), *_of_groups(table, part)):
             self._find_rows(part.path, breach, ids)
-        if not part.path.endswith(f"/part-{(name := _name_of(ids))}.parquet"):
+        if not part.path.endswith(f"/part-{(name := ids_sha256(ids.to_pylist())[:24])}.parquet"):
             self._find("name", part.path, f"its rows make the name part-{name}.parquet")
         if not len(table):
             self._find("count", part.path, "it has no rows")
@@ -250,10 +250,6 @@ def _of_groups(table: pa.Table, part: Part) -> Iterator[Breach]:
         if len(rows):
             text = f"{name} is {{!r}}, the manifest says {{!r}} of the part"
             yield Breach(rule="group", rows=rows, positions=None, text=text, values=(values[rows], [said] * len(rows)))
-
-
-def _name_of(ids: pa.ChunkedArray) -> str:
-    return sha256("\n".join(sorted(ids.to_pylist())).encode()).hexdigest()[:24]
 
 
 def _reason(error: Exception, where: str) -> str:
