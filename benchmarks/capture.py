@@ -12,7 +12,7 @@ from pathlib import Path
 from vgid.cache.reader import open_cache
 from vgid.pipeline.console import table
 from vgid.pipeline.recipe import load_examples, load_recipe
-from vgid.pipeline.stages import prepare_teacher, run_teacher
+from vgid.pipeline.teacher import prepare_teacher, run_teacher
 
 REPEATS = 3
 TOPK = (1, 20, 64)

@@ -32,7 +32,7 @@ from vgid.cache.reader import open_cache
 from vgid.cache.schema import SCHEMA, Target, to_table
 from vgid.pipeline.console import say, table
 from vgid.pipeline.recipe import load_examples, load_recipe
-from vgid.pipeline.stages import prepare_teacher, run_teacher
+from vgid.pipeline.teacher import prepare_teacher, run_teacher
 from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, tail_logprob
 
 TOPK, TOP_P, MIN_K = 64, 0.999, 8

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vgid.pipeline import cli, recipe, stages
+from vgid.pipeline import cli, recipe, teacher
 from vgid.stage1_teacher.engines import Teacher, TeacherRequest, TeacherResponse
 
 
@@ -58,15 +58,15 @@ class Recording:
 def record(rows: int, folder: Path) -> None:
     """Run the command's parts for real, and keep its job and the engine's answers."""
     settings, home = recipe.load_recipe("fictitious")
-    job = stages.prepare_teacher(settings, recipe.load_examples(settings.data, folder=home), engine="transformers")
-    build, recorders = stages.build_teacher, list[Recorder]()
+    job = teacher.prepare_teacher(settings, recipe.load_examples(settings.data, folder=home), engine="transformers")
+    build, recorders = teacher.build_teacher, list[Recorder]()
 
     def load(*arguments: Any, **options: Any) -> Teacher:
         recorders.append(Recorder(build(*arguments, **options)))
         return recorders[0]
 
-    stages.build_teacher = load
-    stages.run_teacher(job, folder / "recorded", limit=rows)
+    teacher.build_teacher = load
+    teacher.run_teacher(job, folder / "recorded", limit=rows)
     (folder / "recording").write_bytes(pickle.dumps((job, Recording(recorders[0]))))
 
 
@@ -104,10 +104,10 @@ if __name__ == "__main__":
         import_module(heavy)
     # A process that has run a model or read Parquet has threads, which the forks would lack.
     assert ended(fork(record, int(sys.argv[1]), folder)) == 0
-    job, teacher = pickle.loads((folder / "recording").read_bytes())
+    job, recording = pickle.loads((folder / "recording").read_bytes())
     recipe.load_examples = lambda *_, **__: []
-    stages.prepare_teacher = lambda *_, **__: job
-    stages.build_teacher = lambda *_, **__: teacher
+    teacher.prepare_teacher = lambda *_, **__: job
+    teacher.build_teacher = lambda *_, **__: recording
     gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
     print("ready", flush=True)
     for line in sys.stdin:

@@ -31,8 +31,9 @@ from vgid.cache.reader import open_cache
 from vgid.cache.sql import run_sql
 from vgid.cache.status import cache_status
 from vgid.cache.verify import verify_cache
+from vgid.pipeline.distill import run_distill
 from vgid.pipeline.recipe import load_examples, load_recipe
-from vgid.pipeline.stages import prepare_teacher, run_distill, run_teacher
+from vgid.pipeline.teacher import prepare_teacher, run_teacher
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cache-format.md"

@@ -21,7 +21,7 @@ from vgid.cache.writer import CacheWriter
 from vgid.data.chat import end_of_turn_id
 from vgid.errors import Stopped
 from vgid.pipeline.recipe import load_examples, load_recipe
-from vgid.pipeline.stages import TeacherJob, prepare_teacher
+from vgid.pipeline.teacher import TeacherJob, prepare_teacher
 from vgid.stage1_teacher.engines import Teacher, build_teacher
 from vgid.stage1_teacher.generate import generate, pilot_of_plan
 from vgid.stage1_teacher.plan import cache_settings, plan_digest

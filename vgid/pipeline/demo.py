@@ -9,17 +9,19 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vgid.cache.sql import run_sql
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
-from vgid.pipeline import data_commands, stages
+from vgid.pipeline import data_commands, distill, evaluation, teacher
 from vgid.pipeline.console import human_bytes, say, table
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.report import summary_table
 from vgid.pipeline.results import build_results, write_results
+from vgid.stage1_teacher.identity import engine_identity
 
 QUERY = """SELECT view, modality, response_text, count(*) AS targets,
   round(avg(list_avg(token_logprob)), 3) AS mean_logprob
@@ -55,8 +57,8 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
 
     say("\n[2/6] Stage one: the frozen base sees noisy images and an instruction to forget; vLLM returns its top-k")
     with _timed(timings, "teacher"):
-        job = stages.prepare_teacher(recipe, examples, engine="vllm")
-        taught = stages.run_teacher(job, out / "cache")
+        job = teacher.prepare_teacher(recipe, examples, engine="vllm")
+        taught = teacher.run_teacher(job, out / "cache")
     print(_teacher_line(job, taught, out / "cache"))
 
     say("\n[3/6] The cache is Parquet: ask it what the teacher says instead")
@@ -66,15 +68,15 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
 
     say("\n[4/6] Stage two: the student, on clean images and plain questions, learns the cached distributions")
     with _timed(timings, "distill"):
-        student = stages.run_distill(recipe, examples, out / "cache", out / "student")
+        student = distill.run_distill(recipe, examples, out / "cache", out / "student")
     tokens = sum(student.num_tokens.values())
     print(f"student: {student.num_steps} steps on {tokens:,} response tokens in {student.seconds:.0f} s")
 
     say("\n[5/6] Before and after, beside a model that never saw the forget set")
     names = ("base", "student", "retrained")
-    models = [stages.NamedModel(name=name, model=str(out / name)) for name in names]
-    questions = stages.Questions(examples=examples, settings=recipe.evaluate, data_name=str(out / "world"))
-    evaluated = stages.run_evaluate(models, questions, out=None, seed=seed)
+    models = [evaluation.NamedModel(name=name, model=str(out / name)) for name in names]
+    questions = evaluation.Questions(examples=examples, settings=recipe.evaluate, data_name=str(out / "world"))
+    evaluated = evaluation.run_evaluate(models, questions, out=None, seed=seed)
     timings |= evaluated["timings"]
 
     say("\n[6/6] One question, three answers")
@@ -124,9 +126,9 @@ def _print_world(examples: list[Example]) -> None:
     print(table(["split", "people", "questions", "tasks"], rows))
 
 
-def _teacher_line(job: stages.TeacherJob, taught: Any, cache: Path) -> str:
+def _teacher_line(job: teacher.TeacherJob, taught: Any, cache: Path) -> str:
     size = sum(path.stat().st_size for path in cache.rglob("*.parquet"))
-    engine = job.plan and stages.engine_identity(job.engine, dtype=job.recipe.teacher.dtype)
+    engine = job.plan and engine_identity(job.engine, dtype=job.recipe.teacher.dtype)
     if not taught.generated:
         return f"teacher: all {taught.planned:,} rows were in the cache already (engine {engine}); nothing to do"
     rate = taught.tokens / taught.seconds
@@ -161,11 +163,11 @@ def _print_sample(samples: list[dict[str, Any]], cache: Path) -> None:
 
 
 def _results(
-    recipe: Recipe, evaluated: dict[str, Any], taught: Any, timings: dict[str, float], job: stages.TeacherJob
+    recipe: Recipe, evaluated: dict[str, Any], taught: Any, timings: dict[str, float], job: teacher.TeacherJob
 ) -> dict[str, Any]:
     return build_results(
         settings={"recipe": recipe.model_dump(mode="json"), **evaluated["settings"]},
-        lineage={**evaluated["lineage"], "teacher": job.teacher, "teacher_pass": stages.as_record(taught)},
+        lineage={**evaluated["lineage"], "teacher": job.teacher, "teacher_pass": asdict(taught)},
         timings=timings,
         metrics=evaluated["metrics"],
     )

@@ -15,8 +15,9 @@ from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import CacheError
+from vgid.pipeline.distill import planned_targets
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
-from vgid.pipeline.stages import TeacherJob, planned_targets, prepare_teacher
+from vgid.pipeline.teacher import TeacherJob, prepare_teacher
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.plan import cache_settings
 

@@ -1,0 +1,78 @@
+"""`vgid data …`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vgid.pipeline.cli_options import JsonOption, RecipeArg
+
+app = typer.Typer(
+    help="Check a data set; make fictitious ones and the tiny models that know them.", no_args_is_help=True
+)
+
+
+@app.command("check")
+def data_check(
+    recipe: RecipeArg,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a recipe's whole data set, say what it holds and list everything that is wrong with it.
+
+    Example: vgid data check fictitious
+    """
+    from vgid.pipeline.data_commands import check_recipe_data
+
+    report = check_recipe_data(recipe)
+    print(json.dumps(report.to_dict()) if as_json else report.to_text())
+    if not report.ok:
+        raise typer.Exit(65)
+
+
+@app.command("fictitious")
+def data_fictitious(
+    out: Annotated[Path, typer.Option("--out", help="Directory of the new world; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", help="The world is a function of the seed and the numbers below.")],
+    forget: Annotated[int | None, typer.Option(min=1, help="People to forget.")] = None,
+    retain: Annotated[int | None, typer.Option(min=1, help="People to keep.")] = None,
+    outsiders: Annotated[int | None, typer.Option(min=1, help="People known to the base, in neither set.")] = None,
+    instruct: Annotated[int | None, typer.Option(min=1, help="People who teach what an instruction means.")] = None,
+    strangers: Annotated[int | None, typer.Option(min=1, help="People whom no model is taught.")] = None,
+) -> None:
+    """Make a world of fictitious people in MLLMU-Bench's columns.
+
+    Example: vgid data fictitious --seed 7 --out runs/world7
+    """
+    from vgid.pipeline.data_commands import make_world
+
+    asked = {
+        "forget": forget,
+        "retain": retain,
+        "outsiders": outsiders,
+        "instruct": instruct,
+        "strangers": strangers,
+    }
+    make_world(out, seed=seed, people={name: count for name, count in asked.items() if count is not None})
+    print(out)
+
+
+@app.command("train-base")
+def data_train_base(
+    world: Annotated[Path, typer.Argument(help="Folder of a fictitious world.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the new model; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", help="Seed of initialisation and order.")] = 0,
+    without: Annotated[
+        str | None, typer.Option("--without", help="Leave a split out: forget gives the retrained model.")
+    ] = None,
+) -> None:
+    """Train the tiny Qwen2-VL that knows a world (minutes on a CPU).
+
+    Example: vgid data train-base runs/world7 --out runs/base7 --seed 7
+    """
+    from vgid.pipeline.data_commands import train_world_base
+
+    train_world_base(world, out, seed=seed, exclude=(without,) if without else ())
+    print(out)

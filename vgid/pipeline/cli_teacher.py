@@ -1,0 +1,77 @@
+"""`vgid teacher …`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from vgid.pipeline.cli_options import (
+    EngineOption,
+    JsonOption,
+    RecipeArg,
+    SetOption,
+    parse_engine,
+    parse_expiry,
+    parse_profile,
+    parse_shard,
+    print_record,
+    print_rows,
+)
+
+app = typer.Typer(
+    help="Stage one: the frozen base under intervention writes targets into a cache.", no_args_is_help=True
+)
+
+
+@app.command("generate")
+def teacher_generate(
+    recipe: RecipeArg,
+    out: Annotated[
+        str, typer.Option("--out", help="Directory or URL of the cache; a rerun adds only what is missing.")
+    ],
+    engine: EngineOption = "vllm",
+    shard: Annotated[str, typer.Option("--shard", help="i/n: this worker's part of the plan.")] = "0/1",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Pilot of N rows over all kinds of rows; predicts the whole.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens and bytes; generate nothing.")] = False,
+    rows_per_part: Annotated[int, typer.Option(min=1, help="Most rows computed between two commits, per split.")] = 256,
+    profile: Annotated[
+        str, typer.Option("--profile", help="Encoding of the parts: default, or compat for DuckDB 1.4 and 1.5.")
+    ] = "default",
+    expire_after: Annotated[
+        str | None, typer.Option("--expire-after", help="90d, 12w: when the cache should be erased; `status` warns.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the teacher's top-k distributions for a recipe's plan into a cache.
+
+    Example: vgid teacher generate fictitious --out runs/cache --dry-run
+    """
+    from vgid.pipeline import teacher
+    from vgid.pipeline.recipe import load_examples, load_recipe
+
+    index, count = parse_shard(shard)
+    expires = parse_expiry(expire_after)
+    loaded, folder = load_recipe(recipe, overrides=overrides or [])
+    job = teacher.prepare_teacher(loaded, load_examples(loaded.data, folder=folder), engine=parse_engine(engine))
+    if dry_run:
+        rows = teacher.dry_run(job)
+        print_rows(rows, as_json=as_json, columns=list(rows[0]))
+        return
+    result = teacher.run_teacher(
+        job,
+        out,
+        shard=(index, count),
+        limit=limit,
+        rows_per_part=rows_per_part,
+        profile=parse_profile(profile),
+        expires=expires,
+    )
+    record = asdict(result) | {"cache": out, "engine": engine}
+    if limit is not None and result.generated:
+        record["prediction"] = teacher.predict_whole(job, result, out)
+    print_record(record, as_json=as_json)

@@ -1,0 +1,150 @@
+"""The teacher pass of a recipe: resolve the model, make the plan, fill the cache. What the CLI and the demo call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vgid.cache.encoding import Profile
+from vgid.cache.reader import open_cache
+from vgid.cache.writer import CacheWriter
+from vgid.data.chat import check_examples, end_of_turn_id, end_of_turn_ids, load_processor
+from vgid.data.examples import Example
+from vgid.data.models import resolve_model
+from vgid.pipeline.console import progress
+from vgid.pipeline.recipe import Recipe
+from vgid.pipeline.signals import stop_signal
+from vgid.stage1_teacher.engines import build_teacher
+from vgid.stage1_teacher.engines.protocol import EngineName
+from vgid.stage1_teacher.generate import (
+    GenerateResult,
+    Progress,
+    generate,
+    pilot_of_plan,
+    predicted_bytes_per_token,
+    upper_bound_tokens,
+)
+from vgid.stage1_teacher.identity import engine_identity, identify_teacher
+from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
+from vgid.stage1_teacher.vocabulary import token_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherJob:
+    """A recipe's teacher pass, resolved: everything `generate` needs, nothing loaded yet."""
+
+    recipe: Recipe
+    directory: Path
+    engine: EngineName
+    processor: Any
+    teacher: dict[str, str | int]
+    plan: list[PlannedTarget]
+
+
+def prepare_teacher(recipe: Recipe, examples: Sequence[Example], *, engine: EngineName) -> TeacherJob:
+    """Resolve the base model and make the plan.
+
+    Raises:
+        ConfigError: the model or a plan entry cannot be resolved.
+    """
+    directory = resolve_model(recipe.model, revision=recipe.revision)
+    settings = recipe.teacher
+    teacher = identify_teacher(directory, revision=recipe.revision, dtype=settings.dtype)
+    engine_id = engine_identity(engine, dtype=settings.dtype)
+    processor = load_processor(directory)
+    plan = make_plan(examples, settings=settings, teacher=teacher, engine_id=engine_id)
+    for forced in (False, True):
+        asked = [planned.example for planned in plan if (planned.response_kind == "reference") == forced]
+        check_examples(processor.tokenizer, asked, answers=forced)
+    return TeacherJob(
+        recipe=recipe, directory=directory, engine=engine, processor=processor, teacher=teacher, plan=plan
+    )
+
+
+def dry_run(job: TeacherJob) -> list[dict[str, Any]]:
+    """Rows, most tokens and predicted bytes by split, view and response kind, and in total."""
+    settings = job.recipe.teacher
+    per_token = predicted_bytes_per_token(settings.num_topk)
+    bounds = upper_bound_tokens(job.plan, settings=settings, tokenizer=job.processor.tokenizer)
+    kinds = [(*key, rows, tokens) for key, (rows, tokens) in sorted(bounds.items())]
+    kinds.append(("all", "all", "all", sum(row[3] for row in kinds), sum(row[4] for row in kinds)))
+    names = ("split", "view", "response_kind", "rows", "max_tokens")
+    return [dict(zip(names, row, strict=True)) | {"predicted_bytes": round(row[4] * per_token)} for row in kinds]
+
+
+def run_teacher(
+    job: TeacherJob,
+    out: Path | str,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+    rows_per_part: int = 256,
+    profile: Profile = "default",
+    expires: str | None = None,
+) -> GenerateResult:
+    """Fill the cache at `out` with the plan's missing targets.
+
+    Args:
+        job: From `prepare_teacher`.
+        out: Path or URL of the cache; made if it does not exist.
+        shard: (i, n): take the plan's buckets b with b mod n = i.
+        limit: Only a pilot of this many rows, spread over all kinds of rows.
+        rows_per_part: Most rows computed between two commits, per split.
+        profile: Encoding of the new parts.
+        expires: When the cache should be erased, ISO 8601 in UTC; None keeps what it says.
+
+    Raises:
+        CacheError: `out` holds the targets of another teacher.
+        Stopped: SIGTERM or Ctrl-C; finished rows are committed.
+    """
+    recipe = job.recipe
+    plan = shard_of_plan(job.plan, index=shard[0], count=shard[1])
+    if limit is not None:
+        plan = pilot_of_plan(plan, size=limit)
+    digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
+    tokenizer = job.processor.tokenizer
+    with (
+        stop_signal() as should_stop,
+        CacheWriter(
+            out,
+            teacher=job.teacher,
+            settings=cache_settings(recipe.teacher),
+            plan=digest,
+            rows_per_part=rows_per_part,
+            profile=profile,
+            vocabulary=lambda: token_table(tokenizer, end_ids=end_of_turn_ids(job.directory, tokenizer)),
+            expires=expires,
+        ) as writer,
+        progress("teacher") as report,
+    ):
+
+        def on_progress(now: Progress) -> None:
+            report(now.rows, now.total_rows, f"rows, {now.tokens / max(now.seconds, 1e-9):,.0f} tokens/s")
+
+        return generate(
+            plan,
+            settings=recipe.teacher,
+            writer=writer,
+            load_teacher=lambda: build_teacher(
+                job.engine, job.directory, num_topk=recipe.teacher.num_topk, dtype=recipe.teacher.dtype
+            ),
+            tokenizer=tokenizer,
+            end_of_turn_id=end_of_turn_id(job.directory, tokenizer),
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+
+
+def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path | str) -> dict[str, Any]:
+    """What the whole plan will take, scaled row for row from a pilot (kinds are sampled in proportion)."""
+    factor = len(job.plan) / pilot.generated
+    parts = open_cache(cache).manifest.parts
+    bytes_per_token = sum(part.bytes for part in parts) / max(1, sum(part.tokens for part in parts))
+    return {
+        "rows": len(job.plan),
+        "tokens": round(pilot.tokens * factor),
+        "bytes": round(pilot.tokens * factor * bytes_per_token),
+        "seconds": round(pilot.seconds * factor, 1),
+    }
