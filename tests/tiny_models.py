@@ -11,7 +11,7 @@ WORDS = (
 )
 
 
-def build_tiny_qwen2_vl(directory: Path, *, seed: int = 0, vocab_size: int = 400) -> Path:
+def build_tiny_qwen2_vl(directory: Path, *, seed: int = 0, vocab_size: int = 400, max_image_tokens: int = 16) -> Path:
     """A random float32 Qwen2-VL of 0.3 M parameters with tokenizer and processor; sharpened so that ties are rare."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
@@ -63,7 +63,7 @@ def build_tiny_qwen2_vl(directory: Path, *, seed: int = 0, vocab_size: int = 400
                 parameter.mul_(3.0)
     model.generation_config = GenerationConfig(eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]])
     model.save_pretrained(directory)
-    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * max_image_tokens}
     Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         video_processor=Qwen2VLVideoProcessor(size=size),

@@ -73,6 +73,10 @@ def test_flags_are_frozen():
                 "--rows-per-part",
                 "--profile",
                 "--expire-after",
+                "--tensor-parallel",
+                "--gpu-memory",
+                "--max-model-len",
+                "--window",
                 "--set",
                 "--json",
             ]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vgid.errors import ConfigError
-from vgid.pipeline.recipe import load_recipe, shipped_recipes
+from vgid.pipeline.recipe import load_examples, load_preset, load_recipe, shipped_presets, shipped_recipes
 
 
 def written(tmp_path: Path, **changes: object) -> str:
@@ -81,3 +81,79 @@ def test_anything_but_a_plain_mapping_is_refused(tmp_path, text):
 def test_an_unknown_recipe_is_an_error_that_lists_the_shipped_ones():
     with pytest.raises(ConfigError, match="fictitious"):
         load_recipe("no-such-recipe")
+
+
+MINIMAL = {
+    "model": "fictitious:base",
+    "data": {"world": "shipped"},
+    "teacher": {"dtype": "float32", "num_topk": 20},
+}
+
+
+def saved(tmp_path: Path, values: dict) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped_presets())
+def test_a_preset_fills_in_what_the_recipe_leaves_open_and_says_its_source_and_what_is_unknown(name, tmp_path):
+    recipe, _ = load_recipe(saved(tmp_path, MINIMAL | {"preset": name}))
+    preset = load_preset(name)
+    assert (recipe.preset, recipe.departures) == (name, ())
+    assert len(preset.source) > 50 and len(preset.unknown) > 50
+    assert recipe.teacher.seed == preset.settings["teacher"]["seed"]
+    assert recipe.distill.alpha == preset.settings["distill"]["alpha"]
+
+
+def test_the_three_presets_are_shipped():
+    assert shipped_presets() == ["duet-like", "paper", "released-answer-only"]
+
+
+def test_where_a_recipe_departs_from_its_preset_is_recorded(tmp_path):
+    path = saved(tmp_path, MINIMAL | {"preset": "paper"})
+    recipe, _ = load_recipe(path, overrides=["teacher.perturbation.strength=0.5", "distill.alpha=1.0"])
+    assert recipe.departures == ("teacher.perturbation.strength",)
+    assert recipe.teacher.perturbation is not None and recipe.teacher.perturbation.name == "uniform-replace"
+
+
+def test_a_recipe_read_from_a_preset_and_written_again_is_the_same(tmp_path):
+    recipe, _ = load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper"}), overrides=["distill.beta=2.0"])
+    again, _ = load_recipe(saved(tmp_path, recipe.model_dump(mode="json", exclude_none=True)))
+    assert again.model_copy(update={"departures": ()}) == recipe.model_copy(update={"departures": ()})
+
+
+def test_an_unknown_preset_is_an_error_that_lists_them(tmp_path):
+    with pytest.raises(ConfigError, match="duet-like, paper, released-answer-only"):
+        load_recipe(saved(tmp_path, MINIMAL | {"preset": "nature"}))
+
+
+def test_an_instruction_may_stand_in_a_file_beside_the_recipe(tmp_path):
+    (tmp_path / "forget.j2").write_text("Forget {{ subject_name }}.\n")
+    recipe, _ = load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper"} | teacher(icu={"file": "forget.j2"})))
+    assert recipe.teacher.icu.text == "Forget {{ subject_name }}."
+
+
+@pytest.mark.parametrize(
+    ("icu", "words"),
+    [({"file": "missing.j2"}, "missing.j2"), ({"file": "a.j2", "template": "generic-v1"}, "exactly one")],
+)
+def test_a_bad_instruction_file_is_an_error_that_names_it(icu, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper"} | teacher(icu=icu)))
+
+
+def teacher(**changes: object) -> dict:
+    return {"teacher": MINIMAL["teacher"] | changes}
+
+
+def test_the_recipe_can_name_subjects_whom_the_data_does_not_name(tmp_path):
+    data = {"world": "shipped", "names": {"forget-000": "Mara Quill"}}
+    recipe, folder = load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper", "data": data}))
+    named = {example.subject_name for example in load_examples(recipe.data, folder=folder) if example.subject_name}
+    assert named == {"Mara Quill"}
+
+    data = {"world": "shipped", "names": {"nobody": "Mara Quill"}}
+    recipe, folder = load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper", "data": data}))
+    with pytest.raises(ConfigError, match=r"data\.names.*'nobody'"):
+        load_examples(recipe.data, folder=folder)

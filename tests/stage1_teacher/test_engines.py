@@ -1,6 +1,7 @@
 """The two engines on one plan: same prompts, same tokens, same log-probabilities; malformed requests are refused."""
 
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -123,6 +124,91 @@ def test_special_tokens_in_user_text_are_refused(engine, request):
     bad = replace(requests()[1], text="Hello <|image_pad|> there")
     with pytest.raises(DataError, match="image_pad"):
         list(request.getfixturevalue(engine).run([bad]))
+
+
+def sampled(seed: int) -> TeacherRequest:
+    request = TeacherRequest(request_id=f"s{seed}", text="Where does she live?", image=picture(56, 56), seed=seed)
+    return replace(request, temperature=1.5, top_p=0.9, max_new_tokens=12)
+
+
+@pytest.mark.parametrize("engine", ["reference", "vllm"])
+def test_a_sample_depends_on_its_seed_and_on_nothing_beside_it(engine, request):
+    teacher = request.getfixturevalue(engine)
+    among = {each.request_id: each for each in teacher.run([sampled(seed) for seed in range(8)])}
+    (alone,) = teacher.run([sampled(5)])
+    assert np.array_equal(alone.token_ids, among["s5"].token_ids)
+    assert len({tuple(each.token_ids) for each in among.values()}) > 4
+
+
+@pytest.mark.parametrize("engine", ["reference", "vllm"])
+def test_stored_distributions_of_a_sample_are_those_at_temperature_one(engine, request, reference):
+    teacher = request.getfixturevalue(engine)
+    (drawn,) = teacher.run([sampled(3)])
+    (scored,) = reference.run([replace(sampled(3), forced_token_ids=tuple(drawn.token_ids.tolist()))])
+    assert np.abs(drawn.token_logprob - scored.token_logprob).max() <= TOLERANCE_NATS
+    assert np.abs(drawn.topk_logprobs - scored.topk_logprobs).max() <= TOLERANCE_NATS
+
+
+def test_only_the_nucleus_is_sampled_from(reference):
+    drawn = list(reference.run([replace(sampled(seed), top_p=1e-6) for seed in range(4)]))
+    assert all((response.token_rank == 1).all() for response in drawn)
+
+
+def test_vllms_arrays_are_what_its_own_container_holds(vllm, answers, monkeypatch):
+    """The tap between vLLM's core and front end changes nothing but the work: without it, the same rows."""
+    monkeypatch.setattr(vllm._tap, "enabled", False)
+    monkeypatch.setattr(vllm, "_tap", None)
+    for response in vllm.run(requests()[:12]):
+        tapped = next(theirs for _, theirs in answers if theirs.request_id == response.request_id)
+        assert np.array_equal(response.topk_ids[:, 0], tapped.topk_ids[:, 0])
+        assert np.abs(response.topk_logprobs - tapped.topk_logprobs).max() <= TOLERANCE_NATS
+        assert np.array_equal(response.token_rank, tapped.token_rank)
+
+
+def test_the_installed_vllm_has_the_seam_that_the_tap_needs(vllm):
+    assert vllm._tap is not None
+
+
+def test_questions_on_one_picture_share_its_prefix_and_answer_as_if_alone(tmp_path):
+    model = build_tiny_qwen2_vl(tmp_path, max_image_tokens=400)
+    reference = build_teacher("transformers", model, num_topk=K)
+    large = picture(504, 504)  # 324 image tokens: more than two of vLLM's blocks
+    asked = [
+        TeacherRequest(
+            request_id=f"q{number}",
+            text=f"Question {number}: where does this person live?",
+            image=large,
+            pixel_sha256=sha256(large.tobytes()).hexdigest(),
+            max_new_tokens=6,
+        )
+        for number in range(4)
+    ]
+    ours = {response.request_id: response for response in reference.run(asked)}
+    teacher = build_teacher("vllm", model, num_topk=K)
+    try:
+        for _ in range(2):  # the second time everything comes out of the caches
+            for theirs in teacher.run(asked):
+                mine = ours[theirs.request_id]
+                assert theirs.prompt_token_ids == mine.prompt_token_ids and len(mine.prompt_token_ids) > 324
+                assert np.array_equal(theirs.token_ids, mine.token_ids)
+                assert np.abs(theirs.token_logprob - mine.token_logprob).max() <= TOLERANCE_NATS
+    finally:
+        teacher.close()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_float32_head_takes_the_logits_of_a_bfloat16_model_off_the_coarse_grid(model, engine):
+    """bfloat16 logits of at least 1/4 are multiples of 2^-9, and so are their differences."""
+    asked = [replace(request, forced_token_ids=tuple(range(10, 18))) for request in requests()[:8]]
+    on_grid = {}
+    for head in (None, "float32"):
+        teacher = build_teacher(engine, model, num_topk=5, dtype="bfloat16", head_dtype=head)
+        rows = np.concatenate([each.topk_logprobs for each in teacher.run(asked)]).astype(np.float64)
+        assert ("head float32" in teacher.engine_id) == (head is not None)
+        teacher.close()
+        steps = (rows[:, 1:] - rows[:, :1]) * 512
+        on_grid[head] = (np.abs(steps - np.rint(steps)) < 0.01).mean()
+    assert on_grid[None] > 0.95 and on_grid["float32"] < 0.3
 
 
 def test_vllm_refuses_one_id_used_twice(vllm):

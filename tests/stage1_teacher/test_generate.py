@@ -60,7 +60,7 @@ def run(job: TeacherJob, cache: Path, **changes):
             "settings": job.recipe.teacher,
             "writer": writer,
             "load_teacher": lambda: load(job),
-            "tokenizer": job.processor.tokenizer,
+            "processor": job.processor,
             "end_of_turn_id": end_of_turn_id(job.directory, job.processor.tokenizer),
         }
         return generate(job.plan, **(arguments | changes))

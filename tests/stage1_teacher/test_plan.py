@@ -1,5 +1,6 @@
 """The plan: which targets, with which ids, in which buckets."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image as PIL
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
 from vgid.stage1_teacher.generate import pilot_of_plan
+from vgid.stage1_teacher.icu import IcuSettings
 from vgid.stage1_teacher.perturb import PIXEL_FORM
 from vgid.stage1_teacher.plan import cache_settings, make_plan, shard_of_plan
-from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, TeacherSettings
+from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, SamplingSettings, TeacherSettings
 
 TEACHER = {"weights_fingerprint": "w", "tokenizer_sha256": "t", "vocab_size": 100}
 
@@ -187,3 +189,108 @@ def test_adaptive_width_is_part_of_a_targets_identity_and_fixed_width_is_as_befo
 def test_a_floor_above_the_ceiling_is_refused():
     with pytest.raises(ValueError, match="min_k 9 is above num_topk 8"):
         settings(top_p=0.9, min_k=9)
+
+
+def ids(**changes) -> set[str]:
+    return {row.target_id for row in plan(**changes)}
+
+
+FORGET = (PlanEntry(split="forget", modality="image", view="noise+icu", response_kind="generated"),)
+
+
+def test_both_makes_a_target_of_either_kind():
+    both = (PlanEntry(split="forget", modality="image", view="noise+icu", response_kind="both"),)
+    apart = (*FORGET, PlanEntry(split="forget", modality="image", view="noise+icu", response_kind="reference"))
+    assert ids(plan=both) == ids(plan=apart) and len(ids(plan=both)) == 2 * len(ids(plan=FORGET))
+
+
+def test_samples_are_targets_of_their_own_and_reference_answers_are_not_sampled():
+    rows = plan(sampling=SamplingSettings(temperature=1.0, samples=3))
+    generated = [row for row in rows if row.response_kind == "generated"]
+    assert len(rows) == 3 * 18 + 18 and {row.sample for row in generated} == {0, 1, 2}
+    greedy = ids()
+    assert not {row.target_id for row in generated} & greedy
+    assert {row.target_id for row in rows} - {row.target_id for row in generated} <= greedy
+
+
+def test_what_is_left_at_its_default_changes_no_id():
+    spelt_out = PerturbationSettings(name="gaussian", strength=1.0, space="pixel")
+    assert ids(perturbation=spelt_out, icu=IcuSettings(template="generic-v1"), sampling=SamplingSettings()) == ids()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"perturbation": PerturbationSettings(name="gaussian", strength=1.0, space="processor")},
+        {"perturbation": PerturbationSettings(name="blur", strength=1.0)},
+        {"perturbation": PerturbationSettings(name="other-subject", strength=1.0)},
+        {"icu": IcuSettings(text="Forget.")},
+        {"icu": IcuSettings(template="demonstrated-v1")},
+        {"sampling": SamplingSettings(temperature=0.5)},
+        {"sampling": SamplingSettings(temperature=0.5, top_p=0.5)},
+    ],
+    ids=str,
+)
+def test_whatever_the_teacher_is_shown_or_how_it_answers_is_part_of_the_id(changes):
+    assert not ids(plan=FORGET, **changes) & ids(plan=FORGET)
+
+
+def test_the_name_of_a_subject_counts_only_where_the_instruction_says_it():
+    named = [replace(each, subject_name="Mara Quill") for each in EXAMPLES]
+    renamed = [replace(each, subject_name="Tess Vane") for each in EXAMPLES]
+    assert ids(examples=named) == ids(examples=renamed) == ids()
+    assert not ids(examples=named, icu="named-v1", plan=FORGET) & ids(examples=renamed, icu="named-v1", plan=FORGET)
+
+
+def test_another_subjects_picture_stands_in_the_same_for_all_its_questions():
+    rows = plan(plan=FORGET, perturbation=PerturbationSettings(name="other-subject", strength=1.0, draws=2))
+    for row in rows:
+        assert row.donor is not None and row.donor.subject_id.startswith("retain")
+    donors = {(row.image_sha256, row.draw): row.donor.image_sha256 for row in rows if row.donor}
+    assert all(row.donor.image_sha256 == donors[row.image_sha256, row.draw] for row in rows if row.donor)
+    assert len(set(donors.values())) > 1
+
+
+def test_no_other_subject_to_take_a_picture_from_is_an_error():
+    noise = PerturbationSettings(name="other-subject", strength=1.0, donors="nobody")
+    with pytest.raises(ConfigError, match="pictures of others than subject"):
+        plan(plan=FORGET, perturbation=noise)
+
+
+def test_questions_on_the_same_pixels_stand_side_by_side():
+    entries = [
+        PlanEntry(split="forget", modality="image", view=view, response_kind="generated")
+        for view in ("base", "noise", "icu", "noise+icu")
+    ]
+    rows = plan(plan=tuple(entries), perturbation=PerturbationSettings(name="gaussian", strength=1.0, draws=3))
+    pixels = [(row.image_sha256, row.is_noised, row.draw) for row in rows]
+    changes = sum(left != right for left, right in itertools.pairwise(pixels))
+    assert changes == len(set(pixels)) - 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"perturbation": None}, "needs teacher.perturbation"),
+        ({"icu": None}, "needs teacher.icu"),
+    ],
+)
+def test_a_view_without_its_setting_is_an_error_and_other_views_do_not_need_it(values, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**values)
+    base = (PlanEntry(split="retain", view="base", response_kind="reference"),)
+    assert len(plan(plan=base, perturbation=None, icu=None)) == 18
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: PerturbationSettings(name="blank", strength=1.0, draws=2), "same in every draw"),
+        (lambda: PerturbationSettings(name="gaussian", strength=1.0, donors="retain"), "takes no donors"),
+        (lambda: SamplingSettings(samples=2), "temperature 0"),
+        (lambda: SamplingSettings(top_p=0.5), "temperature 0"),
+    ],
+)
+def test_settings_that_would_make_one_target_twice_or_mean_nothing_are_refused(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()

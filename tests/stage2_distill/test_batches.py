@@ -29,7 +29,7 @@ from vgid.data.examples import Example
 from vgid.errors import DistillError
 from vgid.stage1_teacher.engines.protocol import TeacherRequest
 from vgid.stage1_teacher.engines.transformers import TransformersTeacher
-from vgid.stage1_teacher.icu import with_instruction
+from vgid.stage1_teacher.icu import TEMPLATES, with_instruction
 from vgid.stage2_distill.batches import Batch, TrainItem, build_candidates, build_items, collate, response_logits
 from vgid.stage2_distill.losses import sparse_kl
 from vgid.stage2_distill.settings import TargetSelection
@@ -92,7 +92,7 @@ def test_rows_align_though_the_teachers_prompt_has_another_length(tmp_path: Any,
     requests = [
         TeacherRequest(
             request_id=example.example_id,
-            text=with_instruction(example.question, "generic-v1"),
+            text=with_instruction(example.question, TEMPLATES["generic-v1"]),
             image=noise if example.modality == "image" else None,
             forced_token_ids=tuple(oracle.target(example, length=6).token_ids.tolist()),
         )

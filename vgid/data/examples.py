@@ -27,6 +27,8 @@ class Example:
     """`forget`, `retain`, `outsiders`, `instruct`, `test`, …"""
     subject_id: str
     """Whose knowledge the example carries; confidence intervals are clustered by it."""
+    subject_name: str | None = None
+    """What people call the subject, for instructions that name it; part of a target only through such a text."""
     task: str
     """`facts`, `perception`, `classification`, `cloze`, …"""
     modality: Modality

@@ -11,8 +11,8 @@ import warnings
 from hashlib import sha256
 from pathlib import Path
 
+from PIL import ExifTags, ImageOps
 from PIL import Image as PIL
-from PIL import ImageOps
 
 from vgid.data.examples import Image
 from vgid.errors import DataError
@@ -72,6 +72,23 @@ def open_image(image: Image, *, where: str, max_pixels: int = MAX_PIXELS) -> PIL
     except (OSError, ValueError, SyntaxError, PIL.DecompressionBombError, PIL.DecompressionBombWarning) as error:
         known = ", ".join(FORMATS)
         raise DataError(f"{where}: image cannot be read ({error}); expected an intact {known} file") from error
+
+
+def image_size(image: Image, *, where: str) -> tuple[int, int]:
+    """Width and height of the upright image, from its header.
+
+    Raises:
+        DataError: it is no image of a known format.
+    """
+    try:
+        with PIL.open(io.BytesIO(read_image_bytes(image)), formats=FORMATS) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError, PIL.DecompressionBombError) as error:
+        raise DataError(
+            f"{where}: image cannot be read ({error}); expected an intact {', '.join(FORMATS)} file"
+        ) from error
+    return (height, width) if turned else (width, height)
 
 
 def open_image_path(path: str, *, root: Path, where: str) -> Path:

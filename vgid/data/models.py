@@ -43,6 +43,15 @@ def weights_fingerprint(directory: Path) -> str:
     return sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
+def context_length(directory: Path | str) -> int | None:
+    """Most tokens of prompt and response together that a model was made for; None where its configuration is silent."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(directory)).get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
 def _download(model: str, revision: str | None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ConfigError(f"model {model!r}: no such directory, and not a Hugging Face id (owner/name) either")

@@ -19,6 +19,7 @@ from vgid.pipeline.cli_options import (
     print_record,
     print_rows,
 )
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
 
 app = typer.Typer(
     help="Stage one: the frozen base under intervention writes targets into a cache.", no_args_is_help=True
@@ -44,6 +45,19 @@ def teacher_generate(
     expire_after: Annotated[
         str | None, typer.Option("--expire-after", help="90d, 12w: when the cache should be erased; `status` warns.")
     ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option("--tensor-parallel", min=1, help="GPUs that share one copy of the model.")
+    ] = DEFAULT_OPTIONS.tensor_parallel,
+    gpu_memory: Annotated[
+        float, typer.Option("--gpu-memory", min=0.05, max=1, help="Share of a GPU's memory that the engine may take.")
+    ] = DEFAULT_OPTIONS.gpu_memory,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option("--max-model-len", min=1, help="Longest prompt plus response; default: the model's, or 4096."),
+    ] = None,
+    window: Annotated[
+        int, typer.Option("--window", min=1, help="Most requests in the engine at one time.")
+    ] = DEFAULT_OPTIONS.window,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +71,11 @@ def teacher_generate(
     index, count = parse_shard(shard)
     expires = parse_expiry(expire_after)
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
-    job = teacher.prepare_teacher(loaded, load_examples(loaded.data, folder=folder), engine=parse_engine(engine))
+    options = EngineOptions(
+        tensor_parallel=tensor_parallel, gpu_memory=gpu_memory, max_model_len=max_model_len, window=window
+    )
+    examples = load_examples(loaded.data, folder=folder)
+    job = teacher.prepare_teacher(loaded, examples, engine=parse_engine(engine), options=options)
     if dry_run:
         rows = teacher.dry_run(job)
         print_rows(rows, as_json=as_json, columns=list(rows[0]))
@@ -70,6 +88,7 @@ def teacher_generate(
         rows_per_part=rows_per_part,
         profile=parse_profile(profile),
         expires=expires,
+        options=options,
     )
     record = asdict(result) | {"cache": out, "engine": engine}
     if limit is not None and result.generated:

@@ -128,7 +128,9 @@ def _print_world(examples: list[Example]) -> None:
 
 def _teacher_line(job: teacher.TeacherJob, taught: Any, cache: Path) -> str:
     size = sum(path.stat().st_size for path in cache.rglob("*.parquet"))
-    engine = job.plan and engine_identity(job.engine, dtype=job.recipe.teacher.dtype)
+    engine = job.plan and engine_identity(
+        job.engine, dtype=job.recipe.teacher.dtype, head_dtype=job.recipe.teacher.head_dtype
+    )
     if not taught.generated:
         return f"teacher: all {taught.planned:,} rows were in the cache already (engine {engine}); nothing to do"
     rate = taught.tokens / taught.seconds

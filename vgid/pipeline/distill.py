@@ -63,6 +63,8 @@ def run_distill(
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
         "num_targets": len(targets),
+        "preset": recipe.preset,
+        "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
     with progress("distill") as report:
@@ -117,8 +119,9 @@ def _warn_of_untrained(targets: Sequence[Target], recipe: Recipe) -> None:
     idle = [target for target in targets if not any(selection.matches(target) for selection in selections)]
     for kind in sorted({(target.split, target.modality, target.view, target.response_kind) for target in idle}):
         say(f"warning: no entry of distill.targets selects the cached rows {' '.join(kind)}; they do not train")
+    wanted = any(selection.truncated for selection in selections)
     cut = sum(target.finish_reason == "length" for target in targets)
-    if cut > 0.1 * len(targets):
+    if cut > 0.1 * len(targets) and not wanted:
         say(f"warning: {cut:,} of {len(targets):,} responses were cut and do not train; raise teacher.max_new_tokens")
 
 

@@ -18,8 +18,8 @@ from vgid.pipeline.evaluate import EvaluateSettings, ask, distance_rows, select_
 from vgid.pipeline.recipe import DataSettings, load_examples, load_recipe
 from vgid.pipeline.results import build_results, write_results
 from vgid.stage1_teacher.engines import build_teacher
-from vgid.stage1_teacher.engines.protocol import EngineName
 from vgid.stage1_teacher.identity import engine_identity
+from vgid.stage1_teacher.options import EngineName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,13 @@ Paths in `data` are relative to the recipe's own folder, so a recipe can be move
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vgid.data.examples import Example
 from vgid.data.strict import Strict
@@ -43,6 +44,8 @@ class DataSettings(Strict):
     root: str = "."
     """Folder that no image path may leave; relative to the recipe."""
     sources: tuple[SourceSettings, ...] = ()
+    names: dict[str, str] = Field(default_factory=dict)
+    """What people call a subject, by `subject_id`, for instructions that name it; before what the data says."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
@@ -54,6 +57,10 @@ class DataSettings(Strict):
 class Recipe(Strict):
     """What `vgid teacher generate` and `vgid distill` read."""
 
+    preset: str | None = None
+    """A shipped preset: what it says of teacher and training holds where the recipe is silent."""
+    departures: tuple[str, ...] = ()
+    """Settings in which the recipe differs from its preset; filled in when it is read."""
     model: str
     """The base: a directory, a Hugging Face id, or `fictitious:base`."""
     revision: str | None = None
@@ -86,6 +93,8 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> tuple[Recipe, Pa
         raise ConfigError(f"recipe {name}: expected a mapping of settings, found {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
+    values = _with_preset(values)
+    _read_icu_file(values, folder)
     try:
         return Recipe.model_validate(values), folder
     except ValidationError as error:
@@ -94,8 +103,7 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> tuple[Recipe, Pa
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
-    files = resources.files("vgid.pipeline.recipes").iterdir()
-    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+    return _stems("vgid.pipeline.recipes")
 
 
 def load_examples(data: DataSettings, *, folder: Path) -> list[Example]:
@@ -107,7 +115,12 @@ def load_examples(data: DataSettings, *, folder: Path) -> list[Example]:
     from vgid.data.readers import load_sources
 
     sources, root = sources_of(data, folder=folder)
-    return load_sources(sources, root=root)
+    examples = load_sources(sources, root=root)
+    if unknown := data.names.keys() - {example.subject_id for example in examples}:
+        raise ConfigError(f"data.names: subject {min(unknown)!r} is not in the data")
+    return [
+        replace(example, subject_name=data.names.get(example.subject_id, example.subject_name)) for example in examples
+    ]
 
 
 def sources_of(data: DataSettings, *, folder: Path) -> tuple[list[Source], Path]:
@@ -128,6 +141,78 @@ def world_folder(world: str, *, folder: Path) -> Path:
 
         return shipped_world()
     return (folder / world).resolve()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A published way of teaching, as settings."""
+
+    name: str
+    source: str
+    """Where its settings come from."""
+    unknown: str
+    """What the source does not say, and what stands here in its place."""
+    settings: Mapping[str, Any]
+
+
+def load_preset(name: str) -> Preset:
+    """A shipped preset.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in shipped_presets():
+        raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(shipped_presets())}")
+    file = resources.files("vgid.pipeline.presets") / f"{name}.yaml"
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return Preset(name=name, source=values["source"], unknown=values["unknown"], settings=values["settings"])
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets inside the package."""
+    return _stems("vgid.pipeline.presets")
+
+
+def _stems(package: str) -> list[str]:
+    return sorted(Path(file.name).stem for file in resources.files(package).iterdir() if file.name.endswith(".yaml"))
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings laid over those of the preset they name; groups are joined, anything else is replaced."""
+    values.pop("departures", None)  # of a recipe that was read and written again; they are found anew
+    if (name := values.get("preset")) is None:
+        return values
+    departures: list[str] = []
+
+    def over(base: Mapping[str, Any], own: Mapping[str, Any], path: str) -> dict[str, Any]:
+        joined = dict(base)
+        for key, value in own.items():
+            place = f"{path}{key}"
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                joined[key] = over(base[key], value, f"{place}.")
+            else:
+                if key in base and base[key] != value:
+                    departures.append(place)
+                joined[key] = value
+        return joined
+
+    joined = over(load_preset(str(name)).settings, values, "")
+    return joined | {"departures": departures}
+
+
+def _read_icu_file(values: dict[str, Any], folder: Path) -> None:
+    """Put the text of `teacher.icu.file` in its place: the recipe then holds all that targets depend on."""
+    teacher = values.get("teacher")
+    icu = teacher.get("icu") if isinstance(teacher, dict) else None
+    if not isinstance(icu, dict) or "file" not in icu:
+        return
+    path = folder / str(icu.pop("file"))
+    if "text" in icu or "template" in icu:
+        raise ConfigError("teacher.icu needs exactly one of `template`, `text` and `file`")
+    try:
+        icu["text"] = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"teacher.icu.file {path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def _read(name: str) -> tuple[str, Path]:

@@ -17,7 +17,6 @@ from vgid.pipeline.console import progress
 from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.engines import build_teacher
-from vgid.stage1_teacher.engines.protocol import EngineName
 from vgid.stage1_teacher.generate import (
     GenerateResult,
     Progress,
@@ -27,7 +26,9 @@ from vgid.stage1_teacher.generate import (
     upper_bound_tokens,
 )
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineName, EngineOptions, default_length
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
+from vgid.stage1_teacher.preflight import check_lengths, check_memory, check_model
 from vgid.stage1_teacher.vocabulary import token_table
 
 
@@ -43,21 +44,32 @@ class TeacherJob:
     plan: list[PlannedTarget]
 
 
-def prepare_teacher(recipe: Recipe, examples: Sequence[Example], *, engine: EngineName) -> TeacherJob:
-    """Resolve the base model and make the plan.
+def prepare_teacher(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    *,
+    engine: EngineName,
+    options: EngineOptions = DEFAULT_OPTIONS,
+) -> TeacherJob:
+    """Resolve the base model, make the plan, and find what would go wrong with it.
 
     Raises:
-        ConfigError: the model or a plan entry cannot be resolved.
+        ConfigError: the model or a plan entry cannot be resolved, or the model cannot answer what is planned.
+        DataError: an example cannot be asked.
+        TeacherError: the model does not fit into the memory there is.
     """
     directory = resolve_model(recipe.model, revision=recipe.revision)
     settings = recipe.teacher
     teacher = identify_teacher(directory, revision=recipe.revision, dtype=settings.dtype)
-    engine_id = engine_identity(engine, dtype=settings.dtype)
+    engine_id = engine_identity(engine, dtype=settings.dtype, head_dtype=settings.head_dtype)
     processor = load_processor(directory)
     plan = make_plan(examples, settings=settings, teacher=teacher, engine_id=engine_id)
+    check_model(directory, processor, num_topk=settings.num_topk, vocab_size=int(teacher["vocab_size"]))
     for forced in (False, True):
         asked = [planned.example for planned in plan if (planned.response_kind == "reference") == forced]
         check_examples(processor.tokenizer, asked, answers=forced)
+    check_lengths(plan, settings, processor, limit=default_length(directory, options))
+    check_memory(directory, dtype=settings.dtype, options=options)
     return TeacherJob(
         recipe=recipe, directory=directory, engine=engine, processor=processor, teacher=teacher, plan=plan
     )
@@ -83,6 +95,7 @@ def run_teacher(
     rows_per_part: int = 256,
     profile: Profile = "default",
     expires: str | None = None,
+    options: EngineOptions = DEFAULT_OPTIONS,
 ) -> GenerateResult:
     """Fill the cache at `out` with the plan's missing targets.
 
@@ -94,6 +107,7 @@ def run_teacher(
         rows_per_part: Most rows computed between two commits, per split.
         profile: Encoding of the new parts.
         expires: When the cache should be erased, ISO 8601 in UTC; None keeps what it says.
+        options: How the machine is used.
 
     Raises:
         CacheError: `out` holds the targets of another teacher.
@@ -104,6 +118,8 @@ def run_teacher(
     if limit is not None:
         plan = pilot_of_plan(plan, size=limit)
     digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
+    if recipe.preset is not None:
+        digest |= {"preset": recipe.preset, "departures": list(recipe.departures)}
     tokenizer = job.processor.tokenizer
     with (
         stop_signal() as should_stop,
@@ -128,9 +144,14 @@ def run_teacher(
             settings=recipe.teacher,
             writer=writer,
             load_teacher=lambda: build_teacher(
-                job.engine, job.directory, num_topk=recipe.teacher.num_topk, dtype=recipe.teacher.dtype
+                job.engine,
+                job.directory,
+                num_topk=recipe.teacher.num_topk,
+                dtype=recipe.teacher.dtype,
+                head_dtype=recipe.teacher.head_dtype,
+                options=options,
             ),
-            tokenizer=tokenizer,
+            processor=job.processor,
             end_of_turn_id=end_of_turn_id(job.directory, tokenizer),
             on_progress=on_progress,
             should_stop=should_stop,

@@ -22,12 +22,16 @@ from vgid.data.examples import Example
 from vgid.data.images import open_image
 from vgid.data.spans import fact_mask
 from vgid.errors import Stopped, TeacherError, VgidError
+from vgid.stage1_teacher.background import Background
 from vgid.stage1_teacher.engines import Teacher, TeacherRequest, TeacherResponse
 from vgid.stage1_teacher.icu import with_instruction
 from vgid.stage1_teacher.perturb import perturb
 from vgid.stage1_teacher.plan import PlannedTarget
 from vgid.stage1_teacher.settings import TeacherSettings
 from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, tail_logprob
+
+_MAX_UNCOMMITTED = 1024
+"""Rows that the engine may be ahead of the disk; at k = 64 and 64 tokens a row these are 34 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,10 @@ class GenerateResult:
     generated: int
     tokens: int
     truncated: int
+    """Responses cut at `max_new_tokens`; they are stored as such and do not train unless a recipe asks for them."""
     seconds: float
+    waited: float
+    """Seconds of these in which the engine waited for rows to be committed."""
 
 
 def generate(
@@ -60,7 +67,7 @@ def generate(
     settings: TeacherSettings,
     writer: CacheWriter,
     load_teacher: Callable[[], Teacher],
-    tokenizer: Any,
+    processor: Any,
     end_of_turn_id: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -72,7 +79,8 @@ def generate(
         settings: Stage one's part of the recipe.
         writer: Open on the cache.
         load_teacher: Called once, and only if something is missing.
-        tokenizer: The teacher's; makes the ids of reference answers and the text of responses.
+        processor: The teacher's; its tokenizer makes the ids of reference answers and the text of responses, its image
+            processor says what `processor` space is.
         end_of_turn_id: Closes every reference answer.
         on_progress: Called after every row.
         should_stop: Asked before and after loading and after every row; once true, finished rows are committed and
@@ -82,6 +90,7 @@ def generate(
         TeacherError: the engine answered short or not at all.
         Stopped: `should_stop` said so.
     """
+    tokenizer = processor.tokenizer
     uncached = [planned for planned in plan if planned.target_id not in writer.done]
     missing = [planned for planned in uncached if not _is_erased(planned.example, writer)]
     counts = {
@@ -90,26 +99,36 @@ def generate(
         "erased": len(uncached) - len(missing),
     }
     if not missing:
-        return GenerateResult(**counts, generated=0, tokens=0, truncated=0, seconds=0)
+        return GenerateResult(**counts, generated=0, tokens=0, truncated=0, seconds=0, waited=0)
     rows = tokens = truncated = 0
 
     def stop_if_asked() -> None:
         if should_stop():
             raise Stopped(f"stopped after {rows:,} of {len(missing):,} rows, all committed; rerun to continue")
 
+    def commit(answered: tuple[_Prepared, TeacherResponse]) -> None:
+        writer.add(_target(*answered, settings, teacher.engine_id, tokenizer))
+
+    def remembered_requests() -> Iterator[TeacherRequest]:
+        requests = requests_of(missing, settings, processor=processor, end_of_turn_id=end_of_turn_id)
+        for planned, request in zip(missing, requests, strict=True):
+            prepared[request.request_id] = _Prepared(planned=planned, request=request)
+            yield request
+
     stop_if_asked()
     teacher = load_teacher()
     started, prepared = time.monotonic(), dict[str, _Prepared]()
+    background = Background(commit, size=_MAX_UNCOMMITTED)
     try:
-        stop_if_asked()
-        for response in teacher.run(_requests(missing, settings, tokenizer, end_of_turn_id, prepared)):
-            target = _target(prepared.pop(response.request_id), response, settings, teacher.engine_id, tokenizer)
-            writer.add(target)
-            rows, tokens = rows + 1, tokens + len(target.token_ids)
-            truncated += target.finish_reason == "length"
-            seconds = time.monotonic() - started
-            on_progress(Progress(rows=rows, total_rows=len(missing), tokens=tokens, seconds=seconds))
+        with background:
             stop_if_asked()
+            for response in teacher.run(remembered_requests()):
+                background.add((prepared.pop(response.request_id), response))
+                rows, tokens = rows + 1, tokens + len(response.token_ids)
+                truncated += response.finish_reason == "length"
+                seconds = time.monotonic() - started
+                on_progress(Progress(rows=rows, total_rows=len(missing), tokens=tokens, seconds=seconds))
+                stop_if_asked()
         writer.flush()
     except VgidError:
         writer.flush()  # the rows before a bad one are good; a rerun need not make them again
@@ -118,8 +137,9 @@ def generate(
         teacher.close()
     if rows != len(missing):
         raise TeacherError(f"the engine answered {rows:,} of {len(missing):,} requests; rerun to ask for the rest")
+    seconds = time.monotonic() - started
     return GenerateResult(
-        **counts, generated=rows, tokens=tokens, truncated=truncated, seconds=time.monotonic() - started
+        **counts, generated=rows, tokens=tokens, truncated=truncated, seconds=seconds, waited=background.waited
     )
 
 
@@ -131,35 +151,31 @@ def _is_erased(example: Example, writer: CacheWriter) -> bool:
 class _Prepared:
     planned: PlannedTarget
     request: TeacherRequest
-    pixel_sha256: str | None
 
 
-def _requests(
-    plan: Iterable[PlannedTarget],
-    settings: TeacherSettings,
-    tokenizer: Any,
-    end_of_turn_id: int,
-    prepared: dict[str, _Prepared],
+def requests_of(
+    plan: Sequence[PlannedTarget], settings: TeacherSettings, *, processor: Any, end_of_turn_id: int
 ) -> Iterator[TeacherRequest]:
-    """Requests in plan order; each picture is decoded once for its neighbours and perturbed once per draw."""
-    for _, same_picture in groupby(plan, key=lambda planned: planned.image_sha256):
-        pictures: dict[tuple[bool, int], PIL.Image] = {}
-        for planned in same_picture:
-            key = (planned.is_noised, planned.draw)
-            if planned.example.image is not None and key not in pictures:
-                pictures[key] = _picture(planned, settings)
-            request = _request(planned, pictures.get(key), settings, tokenizer, end_of_turn_id)
-            pixels = None if request.image is None else sha256(request.image.tobytes()).hexdigest()
-            prepared[planned.target_id] = _Prepared(planned=planned, request=request, pixel_sha256=pixels)
-            yield request
+    """One request a target, in plan order; the plan has those on the same pixels side by side, and makes them once."""
+    for _, same_pixels in groupby(plan, key=lambda planned: (planned.image_sha256, planned.is_noised, planned.draw)):
+        picture: PIL.Image | None = None
+        for planned in same_pixels:
+            if planned.example.image is not None and picture is None:
+                picture = picture_of(planned, settings, image_processor=processor.image_processor)
+            yield _request(planned, picture, settings, processor.tokenizer, end_of_turn_id)
 
 
-def _picture(planned: PlannedTarget, settings: TeacherSettings) -> PIL.Image:
+def picture_of(planned: PlannedTarget, settings: TeacherSettings, *, image_processor: Any) -> PIL.Image:
+    """The pixels that the teacher sees for one target: 8-bit RGB, perturbed where its view says so.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
     assert planned.example.image is not None and planned.image_sha256 is not None
     picture = open_image(planned.example.image, where=f"example {planned.example.example_id}")
-    if not planned.is_noised:
+    noise, donor = settings.perturbation, planned.donor
+    if noise is None or not planned.is_noised:
         return picture
-    noise = settings.perturbation
     return perturb(
         picture,
         noise.name,
@@ -167,7 +183,16 @@ def _picture(planned: PlannedTarget, settings: TeacherSettings) -> PIL.Image:
         seed=settings.seed,
         image_sha256=planned.image_sha256,
         draw=planned.draw,
+        space=noise.space,
+        image_processor=image_processor,
+        donor=None if donor is None else open_image(donor.image, where=f"picture of {donor.subject_id}"),
     )
+
+
+def prompt_text(planned: PlannedTarget) -> str:
+    """The user's turn: the instruction, where the view has one, and the question."""
+    instruction = planned.instruction
+    return with_instruction(planned.example.question, None if instruction is None else instruction.text)
 
 
 def _request(
@@ -180,12 +205,18 @@ def _request(
     forced = None
     if planned.response_kind == "reference":
         forced = (*answer_token_ids(tokenizer, planned.example.answer), end_of_turn_id)
+    sampling = settings.sampling
     return TeacherRequest(
         request_id=planned.target_id,
-        text=with_instruction(planned.example.question, settings.icu if planned.is_instructed else None),
+        text=prompt_text(planned),
         image=picture,
+        pixel_sha256=None if picture is None else sha256(picture.tobytes()).hexdigest(),
         forced_token_ids=forced,
         max_new_tokens=settings.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        # An id differs for every sample and is spread evenly, which is all a seed needs.
+        seed=int(planned.target_id[:12], 16) if sampling.temperature > 0 else None,
     )
 
 
@@ -197,7 +228,8 @@ def answer_token_ids(tokenizer: Any, answer: str) -> list[int]:
 def _target(
     prepared: _Prepared, response: TeacherResponse, settings: TeacherSettings, engine_id: str, tokenizer: Any
 ) -> Target:
-    planned, example, noise = prepared.planned, prepared.planned.example, settings.perturbation
+    planned, example = prepared.planned, prepared.planned.example
+    noise = settings.perturbation if planned.is_noised else None
     _check_response(response, settings.num_topk)
     topk_ids, topk_logprobs = response.topk_ids, response.topk_logprobs
     if settings.top_p is not None:
@@ -212,18 +244,18 @@ def _target(
         task=example.task,
         modality=example.modality,
         view=planned.view,
-        perturbation=noise.name if planned.is_noised else None,
-        strength=noise.strength if planned.is_noised else None,
-        noise_seed=settings.seed if planned.is_noised else None,
+        perturbation=None if noise is None else noise.label,
+        strength=None if noise is None else noise.strength,
+        noise_seed=None if noise is None else settings.seed,
         draw=planned.draw,
-        icu_id=settings.icu if planned.is_instructed else None,
+        icu_id=planned.instruction.icu_id if planned.instruction else None,
         response_kind=planned.response_kind,
-        sample=0,
+        sample=planned.sample,
         engine_id=engine_id,
         finish_reason=response.finish_reason,
         response_text=tokenizer.decode(response.token_ids.tolist(), skip_special_tokens=True),
         image_sha256=planned.image_sha256,
-        pixel_sha256=prepared.pixel_sha256,
+        pixel_sha256=prepared.request.pixel_sha256,
         prompt_sha256=sha256(prompt.encode()).hexdigest(),
         token_ids=response.token_ids,
         token_logprob=response.token_logprob,

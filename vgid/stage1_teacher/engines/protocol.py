@@ -14,27 +14,34 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from vgid.errors import ConfigError
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineName, EngineOptions
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
 
-EngineName = Literal["vllm", "transformers"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherRequest:
-    """One prompt. The response is generated greedily, or forced when `forced_token_ids` is given."""
+    """One prompt. The response is generated, or forced when `forced_token_ids` is given."""
 
     request_id: str
     text: str
     """The user turn, instruction included. Special tokens in it are refused."""
     image: PIL.Image | None
     """Upright 8-bit RGB, already perturbed."""
+    pixel_sha256: str | None = None
+    """Hash of the image's pixels and size, where it is known: requests that share one share the encoder's work."""
     prefix_token_ids: tuple[int, ...] = ()
     """Start of the assistant's turn that is given, not scored (prefill)."""
     forced_token_ids: tuple[int, ...] | None = None
     """Score exactly these response tokens instead of generating (response kind `reference`)."""
     max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    """Nucleus to sample from."""
+    seed: int | None = None
+    """Of the sampling; the answer depends on it and on nothing that runs beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +90,13 @@ class Teacher(Protocol):
 
 
 def build_teacher(
-    engine: EngineName, model: Path | str, *, num_topk: int, dtype: str = "float32", max_model_len: int | None = None
+    engine: EngineName,
+    model: Path | str,
+    *,
+    num_topk: int,
+    dtype: str = "float32",
+    head_dtype: str | None = None,
+    options: EngineOptions = DEFAULT_OPTIONS,
 ) -> Teacher:
     """Load a model into an engine.
 
@@ -92,18 +105,19 @@ def build_teacher(
         model: A directory, or a Hugging Face model id.
         num_topk: Candidates returned per position.
         dtype: `float32`, `bfloat16` or `float16`.
-        max_model_len: Longest prompt plus response in tokens; None takes the model's own limit, capped at 4096.
+        head_dtype: `float32`, or None for the last layer as the rest.
+        options: How the machine is used; `transformers` heeds none of them.
 
     Raises:
         ConfigError: unknown engine, or its library is not installed.
-        TeacherError: the model does not load.
+        TeacherError: the model does not load, or not into the memory there is.
     """
     if engine == "vllm":
         from vgid.stage1_teacher.engines.vllm import VllmTeacher
 
-        return VllmTeacher(model, num_topk=num_topk, dtype=dtype, max_model_len=max_model_len)
+        return VllmTeacher(model, num_topk=num_topk, dtype=dtype, head_dtype=head_dtype, options=options)
     if engine == "transformers":
         from vgid.stage1_teacher.engines.transformers import TransformersTeacher
 
-        return TransformersTeacher(model, num_topk=num_topk, dtype=dtype)
+        return TransformersTeacher(model, num_topk=num_topk, dtype=dtype, head_dtype=head_dtype)
     raise ConfigError(f"engine {engine!r} is unknown; choose vllm or transformers")

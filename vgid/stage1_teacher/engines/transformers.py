@@ -6,7 +6,7 @@ torch runs. Rows agree with single unpadded rows to about 3e-7 in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,16 @@ from vgid.stage1_teacher.topk import stats_of_logits
 class TransformersTeacher:
     """A `Teacher` on `AutoModelForImageTextToText`."""
 
-    def __init__(self, model: Path | str, *, num_topk: int, dtype: str = "float32", batch_size: int = 32) -> None:
-        self.engine_id = engine_identity("transformers", dtype=dtype)
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        num_topk: int,
+        dtype: str = "float32",
+        head_dtype: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self.engine_id = engine_identity("transformers", dtype=dtype, head_dtype=head_dtype)
         self._num_topk, self._batch_size = num_topk, batch_size
         self.processor = load_processor(model)
         try:
@@ -36,6 +44,8 @@ class TransformersTeacher:
             raise TeacherError(f"model {str(model)!r} does not load: {str(error).splitlines()[0]}") from error
         self._model: Any = loaded.eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if head_dtype is not None:
+            compute_head_in(self._model, getattr(torch, head_dtype))
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._banned_ids = image_token_ids(self.processor, self._model.config)
 
@@ -58,8 +68,11 @@ class TransformersTeacher:
         prompts = [self._encode(request) for request in requests]
         inputs = left_pad(prompts, pad_id=self._pad_id())
         config = self._generation_config(max(request.max_new_tokens for request in requests))
-        output = self._model.generate(**_to(inputs, self._model.device), generation_config=config)
         width = inputs["input_ids"].shape[1]
+        sampling = transformers.LogitsProcessorList([KeyedSampling(requests, prompt_width=width)])
+        output = self._model.generate(
+            **_to(inputs, self._model.device), generation_config=config, logits_processor=sampling
+        )
         logits = torch.stack([step.cpu() for step in output.logits], dim=1)  # [B, T, V]
         stop_ids = set(config.eos_token_id)
         for row, request in enumerate(requests):
@@ -119,6 +132,51 @@ class TransformersTeacher:
     def _pad_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def compute_head_in(model: Any, dtype: torch.dtype) -> None:
+    """Let the last layer compute in `dtype`; its weights, which the embedding may share, stay as they are."""
+    head = model.get_output_embeddings()
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return torch.nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+
+    head.forward = forward
+
+
+class KeyedSampling(transformers.LogitsProcessor):
+    """Sampling as an argmax: nucleus, temperature and Gumbel noise keyed by each row's seed and step.
+
+    What is sampled for a row is a function of its logits, seed and step, so batches and their padding change nothing.
+    """
+
+    def __init__(self, requests: Sequence[TeacherRequest], *, prompt_width: int) -> None:
+        """Take the rows of one batch, in order."""
+        self._requests, self._prompt_width = requests, prompt_width
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores whose argmax is the sample; rows at temperature 0 are left alone."""
+        step = input_ids.shape[1] - self._prompt_width
+        changed = scores.clone()
+        for row, request in enumerate(self._requests):
+            if request.temperature > 0:
+                logits = (scores[row].double() / request.temperature).cpu()
+                changed[row] = (_nucleus(logits, request.top_p) + _gumbel(request.seed or 0, step, logits)).to(scores)
+        return changed  # type: ignore[return-value]
+
+
+def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Logits with everything outside the smallest set of probability `top_p` at -inf."""
+    ordered, order = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits.index_fill(0, order[before >= top_p], -torch.inf)
+
+
+def _gumbel(seed: int, step: int, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed ^ (step << 32))
+    uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype).clamp_min(1e-300)
+    return -torch.log(-torch.log(uniform))
 
 
 def append_ids(inputs: dict[str, torch.Tensor], ids: Iterable[int]) -> dict[str, torch.Tensor]:

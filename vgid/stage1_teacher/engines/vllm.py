@@ -1,8 +1,9 @@
-"""The vLLM engine: streaming requests with a bounded window, flat log-probabilities, no detokenisation.
+"""The vLLM engine: streaming requests with a bounded window, log-probabilities as arrays, no detokenisation.
 
-The only file that imports vllm. vLLM accepts malformed input without a word (a placeholder without an image, a stray
-image token, one id twice), so every request is checked here first. What it gives up: vLLM returns no full-vocabulary
-entropy or logsumexp, so those are None.
+The only file that imports vllm; docs/vllm-versions.md says which releases it is for and what differs between them.
+vLLM accepts malformed input without a word (a placeholder without an image, a stray image token, one id twice), so
+every request is checked here first. What it gives up: vLLM returns no full-vocabulary entropy or logsumexp, so those
+are None.
 """
 
 from __future__ import annotations
@@ -20,48 +21,69 @@ import numpy as np
 from vgid.data.chat import chat_prompt, image_token_id, image_token_ids, load_processor, tokenize_prompt
 from vgid.errors import ConfigError, TeacherError
 from vgid.stage1_teacher.engines.protocol import TeacherRequest, TeacherResponse
+from vgid.stage1_teacher.engines.vllm_arrays import Rows, rows_of_flat, tap
 from vgid.stage1_teacher.identity import engine_identity
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions, default_length
 
-_WINDOW = 256
-_KV_CACHE_BYTES = 512 << 20
+_CPU_KV_CACHE_BYTES = 512 << 20
+_IMAGE_CACHE_GIB = 0.25
+"""Pictures as the processor made them: enough for neighbours in the plan to find their own, and no more."""
 
 
 class VllmTeacher:
     """A `Teacher` on vLLM's engine, in this process; one per GPU (or CPU machine)."""
 
     def __init__(
-        self, model: Path | str, *, num_topk: int, dtype: str = "float32", max_model_len: int | None = None
+        self,
+        model: Path | str,
+        *,
+        num_topk: int,
+        dtype: str = "float32",
+        head_dtype: str | None = None,
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
         _prepare_environment()
         try:
             import torch
             import vllm
             from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine import EngineCoreOutput
         except ImportError as error:
             raise ConfigError(
                 f"engine vllm is not installed ({error}); pip install 'vgid[vllm]' on a GPU node, 'vgid[cpu]' elsewhere"
             ) from error
 
         self.processor = load_processor(model)
-        self._num_topk = num_topk
-        on_gpu = torch.cuda.is_available()
+        self._num_topk, self._window = num_topk, options.window
         arguments: dict[str, Any] = {
             "model": str(model),
             "dtype": dtype,
-            "max_model_len": max_model_len or _model_length(model),
+            "max_model_len": default_length(model, options),
             "max_logprobs": num_topk,
             "logprobs_mode": "raw_logprobs",
             "limit_mm_per_prompt": {"image": 1, "video": 0},
-            "mm_processor_cache_gb": 0,
+            "mm_processor_cache_gb": _IMAGE_CACHE_GIB if options.share_images else 0,
             "mm_device_do_normalize": False,
-            "enable_prefix_caching": False,
+            "enable_prefix_caching": options.share_images,
             "generation_config": "vllm",
             "seed": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
-        if not on_gpu:
-            arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": _KV_CACHE_BYTES, "skip_mm_profiling": True}
+        if head_dtype is not None:
+            # Families differ in where they look for it; the other key is ignored.
+            arguments["hf_overrides"] = {"head_dtype": head_dtype, "text_config": {"head_dtype": head_dtype}}
+        if torch.cuda.is_available():
+            arguments |= {
+                "gpu_memory_utilization": options.gpu_memory,
+                "tensor_parallel_size": options.tensor_parallel,
+            }
+        else:
+            arguments |= {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
+                "skip_mm_profiling": True,
+            }
             # Even with enforce_eager vLLM compiles a helper for ranks: 12 s and a C++ compiler that nobody asked for.
             torch._dynamo.config.disable = True  # pyright: ignore[reportPrivateUsage]
         # Options come and go between vLLM releases; those it does not know had no effect there to switch off.
@@ -69,51 +91,63 @@ class VllmTeacher:
         try:
             self._llm = vllm.LLM(**{key: value for key, value in arguments.items() if key in known})
         except (ValueError, RuntimeError, OSError) as error:
-            raise TeacherError(f"model {str(model)!r} does not load in vLLM: {str(error).splitlines()[0]}") from error
-        config = self._llm.llm_engine.model_config
-        self.engine_id = engine_identity("vllm", dtype=dtype)
+            raise TeacherError(f"model {str(model)!r} does not load in vLLM: {_reason(error)}") from error
+        self._engine = self._llm.llm_engine
+        config = self._engine.model_config
+        self.engine_id = engine_identity("vllm", dtype=dtype, head_dtype=head_dtype)
         self.vocab_size = int(config.get_vocab_size())
-        self._max_model_len = int(config.max_model_len)
         self._image_id = image_token_id(self.processor)
         self._banned_ids = image_token_ids(self.processor, config.hf_config)
+        self._share_images = options.share_images
+        self._tap = tap(self._engine, EngineCoreOutput)
 
     def run(self, requests: Iterable[TeacherRequest]) -> Iterator[TeacherResponse]:
-        """Answer requests, at most `_WINDOW` in flight; see `Teacher.run`."""
-        engine = self._llm.llm_engine
+        """Answer requests, at most `EngineOptions.window` in flight; see `Teacher.run`."""
         waiting = iter(requests)
-        pending: dict[str, TeacherRequest] = {}
+        pending: dict[str, tuple[TeacherRequest, str]] = {}
         try:
             while True:
-                for request in islice(waiting, _WINDOW - len(pending)):
+                for request in islice(waiting, self._window - len(pending)):
                     if request.request_id in pending:
                         raise TeacherError(f"request id {request.request_id!r} is used twice")
-                    prompt = self._prompt(request)
-                    try:
-                        engine.add_request(request.request_id, prompt, self._sampling_params(request))
-                    except (ValueError, RuntimeError) as error:
-                        raise TeacherError(
-                            f"request {request.request_id!r} ({_described(request)}): vLLM refuses it: "
-                            f"{str(error).splitlines()[0]}; a large picture takes many tokens, scale it down"
-                        ) from error
-                    pending[request.request_id] = request
+                    pending[request.request_id] = request, self._add(request)
                 if not pending:
                     return
-                for output in engine.step():
+                for output in self._engine.step():
                     if output.finished:
-                        yield self._response(pending.pop(output.request_id), output)
+                        yield self._response(*pending.pop(output.request_id), output)
         finally:
             if pending:
-                engine.abort_request(list(pending))
+                self._engine.abort_request(list(pending))
+            if self._tap is not None:
+                self._tap.forget()
 
     def close(self) -> None:
         """Shut the engine down and give its memory back."""
         import gc
 
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        self._engine.engine_core.shutdown()
+        del self._llm, self._engine
         gc.collect()
 
-    def _prompt(self, request: TeacherRequest) -> Any:
+    def _add(self, request: TeacherRequest) -> str:
+        """Put a request into the engine; gives the engine's own id for it."""
+        prompt, params = self.prompt(request), self._sampling_params(request)
+        try:
+            return self._engine.add_request(request.request_id, prompt, params)
+        except (ValueError, RuntimeError) as error:
+            raise TeacherError(
+                f"request {request.request_id!r} ({_described(request)}): vLLM refuses it: {_reason(error)}; "
+                "a large picture takes many tokens, scale it down"
+            ) from error
+
+    def prompt(self, request: TeacherRequest) -> Any:
+        """What vLLM is given for a request: ids with one placeholder for an image, and the image.
+
+        Raises:
+            DataError: special tokens in the text.
+            TeacherError: the chat template places no image, or the given response holds an image token.
+        """
         text = chat_prompt(self.processor, request.text, image=request.image is not None)
         ids = tokenize_prompt(self.processor, text)
         placeholders, images = ids.count(self._image_id), int(request.image is not None)
@@ -128,6 +162,8 @@ class VllmTeacher:
         prompt: dict[str, Any] = {"prompt_token_ids": ids + given}
         if request.image is not None:
             prompt["multi_modal_data"] = {"image": request.image}
+            if self._share_images and request.pixel_sha256 is not None:  # spares vLLM a hash of its own
+                prompt["multi_modal_uuids"] = {"image": [request.pixel_sha256]}
         return prompt
 
     def _sampling_params(self, request: TeacherRequest) -> Any:
@@ -135,7 +171,9 @@ class VllmTeacher:
         from vllm.sampling_params import RequestOutputKind
 
         common: dict[str, Any] = {
-            "temperature": 0.0,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
             "flat_logprobs": True,
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -145,7 +183,7 @@ class VllmTeacher:
             return SamplingParams(max_tokens=1, prompt_logprobs=self._num_topk, **common)
         return SamplingParams(max_tokens=request.max_new_tokens, logprobs=self._num_topk, **common)
 
-    def _response(self, request: TeacherRequest, output: Any) -> TeacherResponse:
+    def _response(self, request: TeacherRequest, engine_request_id: str, output: Any) -> TeacherResponse:
         completion = output.outputs[0]
         prompt_ids = tuple(output.prompt_token_ids)
         if request.forced_token_ids is None:
@@ -155,8 +193,8 @@ class VllmTeacher:
             ids = np.asarray(request.forced_token_ids, np.int32)
             flat, reason = output.prompt_logprobs, "forced"
             prompt_ids = prompt_ids[: len(prompt_ids) - len(ids)]
-        rows_ids, rows_logprobs, own_rank = _last_rows(flat, len(ids), request.request_id)
-        if reason not in ("stop", "length", "forced") or not np.array_equal(rows_ids[:, 0], ids):
+        rows = self._rows(engine_request_id, flat, count=len(ids))
+        if reason not in ("stop", "length", "forced") or not np.array_equal(rows.token_ids[:, 0], ids):
             raise TeacherError(
                 f"request {request.request_id!r}: vLLM finished with {reason!r} and rows that are not the response's"
             )
@@ -164,14 +202,19 @@ class VllmTeacher:
             request_id=request.request_id,
             prompt_token_ids=prompt_ids,
             token_ids=ids,
-            token_logprob=rows_logprobs[:, 0],
-            token_rank=own_rank,
-            topk_ids=rows_ids[:, 1:],
-            topk_logprobs=rows_logprobs[:, 1:],
+            token_logprob=rows.logprobs[:, 0],
+            token_rank=rows.ranks,
+            topk_ids=rows.token_ids[:, 1:],
+            topk_logprobs=rows.logprobs[:, 1:],
             logsumexp=None,
             entropy=None,
             finish_reason=reason,
         )
+
+    def _rows(self, engine_request_id: str, flat: Any, *, count: int) -> Rows:
+        if self._tap is not None:
+            return self._tap.take(engine_request_id, count=count)
+        return rows_of_flat(flat, count=count, request_id=engine_request_id)
 
 
 def _described(request: TeacherRequest) -> str:
@@ -179,23 +222,10 @@ def _described(request: TeacherRequest) -> str:
     return f"{request.text[:60]!r}, {size}"
 
 
-def _last_rows(flat: Any, count: int, request_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The last `count` rows of vLLM's flat log-probabilities: ids [T, K+1], log-probabilities, ranks of column 0 [T].
-
-    Column 0 is the response token, columns 1 to K the candidates in rank order. Indexing from the end leaves out the
-    prompt's rows, whatever number of ids its image expanded to.
-    """
-    starts = np.asarray(flat.start_indices[-count:], np.int64) if count else np.empty(0, np.int64)
-    ends = np.asarray(flat.end_indices[-count:], np.int64) if count else np.empty(0, np.int64)
-    widths = np.unique(ends - starts)
-    if len(starts) != count or len(widths) != 1:
-        raise TeacherError(f"request {request_id!r}: vLLM returned {len(starts)} rows of widths {widths} for {count}")
-    begin, width = int(starts[0]), int(widths[0])
-    block = slice(begin, begin + count * width)
-    ids = np.asarray(flat.token_ids[block], np.int32).reshape(count, width)
-    logprobs = np.asarray(flat.logprobs[block], np.float32).reshape(count, width)
-    ranks = np.asarray(flat.ranks[begin : begin + count * width : width], np.int32)
-    return ids, logprobs, ranks
+def _reason(error: BaseException) -> str:
+    """The first line that says something; vLLM's own wrappers end in a remark about the log."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _prepare_environment() -> None:
@@ -210,10 +240,3 @@ def _prepare_environment() -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-
-
-def _model_length(model: Path | str) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(model)).get_text_config()
-    return min(4096, int(getattr(config, "max_position_embeddings", 4096)))
