@@ -42,7 +42,15 @@ def cache(tmp_path_factory) -> Path:
 
 def test_help_teaches_every_command_with_an_example():
     for command in (
-        *(["teacher", "generate"], ["distill"], ["evaluate"], ["sql"], ["data", "check"], ["demo"]),
+        *(
+            ["teacher", "generate"],
+            ["teacher", "presets"],
+            ["distill"],
+            ["evaluate"],
+            ["sql"],
+            ["data", "check"],
+            ["demo"],
+        ),
         *(["cache", "status"], ["cache", "verify"], ["cache", "erase"]),
     ):
         shown = vgid(*command, "--help")
@@ -77,10 +85,12 @@ def test_flags_are_frozen():
                 "--gpu-memory",
                 "--max-model-len",
                 "--window",
+                "--trace-replay",
                 "--set",
                 "--json",
             ]
         ),
+        "teacher presets": sorted(["--json"]),
         "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
         "evaluate": sorted(
             [

@@ -10,6 +10,7 @@ from tiny_models import build_tiny_qwen2_vl
 
 from vgid.errors import ConfigError, DataError, TeacherError
 from vgid.stage1_teacher.engines import TeacherRequest, build_teacher
+from vgid.stage1_teacher.options import EngineOptions
 from vgid.stage1_teacher.topk import round_to_fp16_grid
 
 K = 20
@@ -209,6 +210,15 @@ def test_a_float32_head_takes_the_logits_of_a_bfloat16_model_off_the_coarse_grid
         steps = (rows[:, 1:] - rows[:, :1]) * 512
         on_grid[head] = (np.abs(steps - np.rint(steps)) < 0.01).mean()
     assert on_grid[None] > 0.95 and on_grid["float32"] < 0.3
+
+
+def test_trace_replay_is_refused_where_the_engine_cannot(model):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=r"--trace-replay needs vLLM 0\.29 or later on a GPU"):
+        build_teacher("vllm", model, num_topk=K, options=EngineOptions(trace_replay=True))
 
 
 def test_vllm_refuses_one_id_used_twice(vllm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -58,6 +59,9 @@ def teacher_generate(
     window: Annotated[
         int, typer.Option("--window", min=1, help="Most requests in the engine at one time.")
     ] = DEFAULT_OPTIONS.window,
+    trace_replay: Annotated[
+        bool, typer.Option("--trace-replay", help="Decode along reference answers (vLLM 0.29 or later on a GPU).")
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +76,11 @@ def teacher_generate(
     expires = parse_expiry(expire_after)
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
     options = EngineOptions(
-        tensor_parallel=tensor_parallel, gpu_memory=gpu_memory, max_model_len=max_model_len, window=window
+        tensor_parallel=tensor_parallel,
+        gpu_memory=gpu_memory,
+        max_model_len=max_model_len,
+        window=window,
+        trace_replay=trace_replay,
     )
     examples = load_examples(loaded.data, folder=folder)
     job = teacher.prepare_teacher(loaded, examples, engine=parse_engine(engine), options=options)
@@ -94,3 +102,21 @@ def teacher_generate(
     if limit is not None and result.generated:
         record["prediction"] = teacher.predict_whole(job, result, out)
     print_record(record, as_json=as_json)
+
+
+@app.command("presets")
+def teacher_presets(as_json: JsonOption = False) -> None:
+    """List the shipped presets: where their settings come from, and what the source leaves open.
+
+    A recipe takes one with `preset: NAME` and says only what is its own: model, data, dtype, num_topk.
+
+    Example: vgid teacher presets
+    """
+    from vgid.pipeline.recipe import load_preset, shipped_presets
+
+    presets = [load_preset(name) for name in shipped_presets()]
+    if as_json:
+        print(json.dumps([asdict(preset) for preset in presets]))
+        return
+    for preset in presets:
+        print(f"{preset.name}\n  source: {preset.source}\n  unknown: {preset.unknown}\n")

@@ -88,6 +88,13 @@ class VllmTeacher:
             torch._dynamo.config.disable = True  # pyright: ignore[reportPrivateUsage]
         # Options come and go between vLLM releases; those it does not know had no effect there to switch off.
         known = {field.name for field in dataclasses.fields(EngineArgs)}
+        self._replays = options.trace_replay
+        if options.trace_replay:
+            if "enable_trace_replay" not in known or not torch.cuda.is_available():
+                raise ConfigError(
+                    "--trace-replay needs vLLM 0.29 or later on a GPU; leave it out, the rows are the same"
+                )
+            arguments["enable_trace_replay"] = True
         try:
             self._llm = vllm.LLM(**{key: value for key, value in arguments.items() if key in known})
         except (ValueError, RuntimeError, OSError) as error:
@@ -156,10 +163,11 @@ class VllmTeacher:
                 f"request {request.request_id!r}: {placeholders} image placeholders for {images} images; "
                 "the model's chat template does not place images as expected"
             )
-        given = [*request.prefix_token_ids, *(request.forced_token_ids or ())]
-        if stray := self._banned_ids & set(given):
+        forced = request.forced_token_ids or ()
+        if stray := self._banned_ids & {*request.prefix_token_ids, *forced}:
             raise TeacherError(f"request {request.request_id!r}: image token {min(stray)} in its given response")
-        prompt: dict[str, Any] = {"prompt_token_ids": ids + given}
+        scored = () if self._replays else forced
+        prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *request.prefix_token_ids, *scored]}
         if request.image is not None:
             prompt["multi_modal_data"] = {"image": request.image}
             if self._share_images and request.pixel_sha256 is not None:  # spares vLLM a hash of its own
@@ -179,6 +187,10 @@ class VllmTeacher:
             "output_kind": RequestOutputKind.FINAL_ONLY,
             "logit_bias": dict.fromkeys(self._banned_ids, -100.0),
         }
+        if request.forced_token_ids is not None and self._replays:
+            trace = list(request.forced_token_ids)
+            common |= {"temperature": 0.0, "ignore_eos": True, "trace_decode_token_ids": trace}
+            return SamplingParams(max_tokens=len(trace), logprobs=self._num_topk, **common)
         if request.forced_token_ids is not None:
             return SamplingParams(max_tokens=1, prompt_logprobs=self._num_topk, **common)
         return SamplingParams(max_tokens=request.max_new_tokens, logprobs=self._num_topk, **common)
@@ -191,8 +203,8 @@ class VllmTeacher:
             flat, reason = completion.logprobs, completion.finish_reason
         else:
             ids = np.asarray(request.forced_token_ids, np.int32)
-            flat, reason = output.prompt_logprobs, "forced"
-            prompt_ids = prompt_ids[: len(prompt_ids) - len(ids)]
+            flat, reason = completion.logprobs if self._replays else output.prompt_logprobs, "forced"
+            prompt_ids = prompt_ids if self._replays else prompt_ids[: len(prompt_ids) - len(ids)]
         rows = self._rows(engine_request_id, flat, count=len(ids))
         if reason not in ("stop", "length", "forced") or not np.array_equal(rows.token_ids[:, 0], ids):
             raise TeacherError(
