@@ -244,3 +244,32 @@ def _rows_so_far(cache: Path) -> int:
 
     manifest = load_manifest(LocalStore(cache))
     return sum(part.rows for part in manifest.parts) if manifest else 0
+
+
+def test_every_part_of_an_intervention_reaches_the_rows(tmp_path):
+    """Another subject's picture at the model's own size, the subject's name in the instruction, two sampled answers."""
+    overrides = [
+        "teacher.perturbation={name: other-subject, strength: 1.0, space: processor}",
+        "teacher.icu={template: named-v1, otherwise: generic-v1}",
+        "teacher.sampling={temperature: 1.0, samples: 2}",
+        "teacher.plan=[{split: forget, modality: image, tasks: [facts], view: noise+icu, response_kind: both}]",
+        "data.names={forget-000: Somebody Known}",
+    ]
+    recipe, folder = load_recipe("fictitious", overrides=overrides)
+    examples = [
+        example
+        for example in load_examples(recipe.data, folder=folder)
+        if example.subject_id == "forget-000" or example.split == "retain"
+    ]
+    whole = prepare_teacher(recipe, examples, engine="transformers")
+    assert run(whole, tmp_path / "cache").generated == len(whole.plan)
+    rows = rows_of(tmp_path / "cache").values()
+    donors = {planned.donor.subject_id for planned in whole.plan if planned.donor}
+    assert {row.perturbation for row in rows} == {"other-subject@processor"}
+    assert {row.icu_id for row in rows} == {"named-v1"} and len(donors) >= 1 and "forget-000" not in donors
+    assert {(row.response_kind, row.sample) for row in rows} == {("generated", 0), ("generated", 1), ("reference", 0)}
+    pixels = {row.image_sha256: row.pixel_sha256 for row in rows}
+    assert all(row.pixel_sha256 == pixels[row.image_sha256] for row in rows)
+    assert len(set(pixels.values())) == len({planned.donor.image_sha256 for planned in whole.plan if planned.donor})
+    answers = {(row.example_id, row.sample): row.response_text for row in rows if row.response_kind == "generated"}
+    assert any(answers[example, 0] != answers[example, 1] for example, sample in answers if sample == 0)
