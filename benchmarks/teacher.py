@@ -29,7 +29,7 @@ from vgid.data.chat import end_of_turn_id
 from vgid.data.examples import Example
 from vgid.pipeline.console import table
 from vgid.stage1_teacher.engines import build_teacher
-from vgid.stage1_teacher.generate import generate, requests_of
+from vgid.stage1_teacher.generate import GenerateResult, generate, requests_of
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.plan import PlannedTarget, cache_settings, make_plan
 from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, TeacherSettings
@@ -117,7 +117,7 @@ def order(options: argparse.Namespace) -> None:
     print(f"plan's order over shuffled: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def prepare(directory: Path, options: argparse.Namespace, *, side: int, image_tokens: int) -> Bench:
+def prepare(directory: Path, options: argparse.Namespace, *, side: int, image_tokens: int, draws: int = 1) -> Bench:
     """Build the model, make up pictures and load the engine."""
     build_random_model(directory, options.size, image_tokens=image_tokens, dtype=options.dtype)
     pictures = directory.parent / "pictures"
@@ -143,7 +143,7 @@ def prepare(directory: Path, options: argparse.Namespace, *, side: int, image_to
         dtype=options.dtype,
         num_topk=options.topk,
         seed=0,
-        perturbation=PerturbationSettings(name="gaussian", strength=1.0),
+        perturbation=PerturbationSettings(name="gaussian", strength=1.0, draws=draws),
         icu="generic-v1",
         max_new_tokens=options.tokens,
         plan=(PlanEntry(split="forget", view="noise+icu", response_kind="generated"),),
@@ -156,17 +156,23 @@ def prepare(directory: Path, options: argparse.Namespace, *, side: int, image_to
 
 def ours(bench: Bench, out: Path) -> float:
     """Tokens a second from the first request to the last committed row."""
+    result = generate_into(bench, out)
+    return result.tokens / result.seconds
+
+
+def generate_into(bench: Bench, out: Path, **options: Any) -> GenerateResult:
+    """Stage one as `vgid teacher generate` runs it, on the loaded engine with empty caches."""
     forget_caches(bench.teacher)
     with CacheWriter(out, teacher=bench.identity, settings=cache_settings(bench.settings), plan={}) as writer:
-        result = generate(
+        return generate(
             bench.plan,
             settings=bench.settings,
             writer=writer,
             load_teacher=lambda: _Open(bench.teacher),
             processor=bench.teacher.processor,
             end_of_turn_id=end_of_turn_id(bench.directory, bench.teacher.processor.tokenizer),
+            **options,
         )
-    return result.tokens / result.seconds
 
 
 def plain(bench: Bench, out: Path) -> float:

@@ -170,6 +170,40 @@ def test_the_installed_vllm_has_the_seam_that_the_tap_needs(vllm):
     assert vllm._tap is not None
 
 
+def test_vllm_refuses_one_id_used_twice(vllm):
+    one = requests()[1]
+    with pytest.raises(TeacherError, match="twice"):
+        list(vllm.run([one, one]))
+
+
+def test_vllm_refuses_an_image_token_in_a_forced_response(vllm, model):
+    from vgid.data.chat import image_token_id, load_processor
+
+    bad = replace(requests()[0], forced_token_ids=(image_token_id(load_processor(model)),))
+    with pytest.raises(TeacherError, match="image token"):
+        list(vllm.run([bad]))
+
+
+def test_vllm_goes_on_after_a_refused_request(vllm):
+    good, bad = requests()[1], replace(requests()[2], text="<|im_start|>")
+    with pytest.raises(DataError):
+        list(vllm.run([good, bad]))
+    assert [response.request_id for response in vllm.run([good])] == [good.request_id]
+
+
+def test_a_directory_without_a_model_is_a_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="processor"):
+        build_teacher("transformers", tmp_path, num_topk=1)
+
+
+def test_an_unknown_engine_is_refused(model):
+    with pytest.raises(ConfigError, match="vllm or transformers"):
+        build_teacher("tensorrt", model, num_topk=1)  # type: ignore[arg-type]
+
+
+# From here on other engines are started; closing one takes down what all engines of a process share in vLLM 0.31.
+
+
 def test_questions_on_one_picture_share_its_prefix_and_answer_as_if_alone(tmp_path):
     model = build_tiny_qwen2_vl(tmp_path, max_image_tokens=400)
     reference = build_teacher("transformers", model, num_topk=K)
@@ -219,34 +253,3 @@ def test_trace_replay_is_refused_where_the_engine_cannot(model):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=r"--trace-replay needs vLLM 0\.29 or later on a GPU"):
         build_teacher("vllm", model, num_topk=K, options=EngineOptions(trace_replay=True))
-
-
-def test_vllm_refuses_one_id_used_twice(vllm):
-    one = requests()[1]
-    with pytest.raises(TeacherError, match="twice"):
-        list(vllm.run([one, one]))
-
-
-def test_vllm_refuses_an_image_token_in_a_forced_response(vllm, model):
-    from vgid.data.chat import image_token_id, load_processor
-
-    bad = replace(requests()[0], forced_token_ids=(image_token_id(load_processor(model)),))
-    with pytest.raises(TeacherError, match="image token"):
-        list(vllm.run([bad]))
-
-
-def test_vllm_goes_on_after_a_refused_request(vllm):
-    good, bad = requests()[1], replace(requests()[2], text="<|im_start|>")
-    with pytest.raises(DataError):
-        list(vllm.run([good, bad]))
-    assert [response.request_id for response in vllm.run([good])] == [good.request_id]
-
-
-def test_a_directory_without_a_model_is_a_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match="processor"):
-        build_teacher("transformers", tmp_path, num_topk=1)
-
-
-def test_an_unknown_engine_is_refused(model):
-    with pytest.raises(ConfigError, match="vllm or transformers"):
-        build_teacher("tensorrt", model, num_topk=1)  # type: ignore[arg-type]
