@@ -73,10 +73,12 @@ class Rehearsal:
         self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
         assert self._answer() == "ready"
 
-    def start(self, cache: Path, *, rows: int = 0, rows_per_part: int = 3, fault: Fault | None = None) -> Run:
+    def start(
+        self, cache: Path, *, rows: int = 0, shard: str = "0/1", rows_per_part: int = 3, fault: Fault | None = None
+    ) -> Run:
         """Begin a run that fills `cache`, which lies in a folder of its own; by default with all that is recorded."""
         arguments = ["teacher", "generate", "fictitious", "--engine", "transformers", "--out", str(cache)]
-        arguments += ["--limit", str(rows or self._rows), "--rows-per-part", str(rows_per_part)]
+        arguments += ["--limit", str(rows or self._rows), "--shard", shard, "--rows-per-part", str(rows_per_part)]
         log, errors = self._folder / "calls", self._folder / "stderr"
         log.unlink(missing_ok=True)
         cache.parent.mkdir(exist_ok=True)
@@ -86,7 +88,7 @@ class Rehearsal:
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return Run(self, pid=int(self._answer()))
 
-    def run(self, cache: Path, **options: int | Fault | None) -> Ended:
+    def run(self, cache: Path, **options: int | str | Fault | None) -> Ended:
         return self.start(cache, **options).wait()  # type: ignore[arg-type]
 
     def wait(self) -> Ended:

@@ -1,8 +1,8 @@
 """`vgid teacher generate fictitious`, run again and again in a fraction of a second; started and asked by rehearsal.py.
 
-What costs seconds is done once: libraries and data are read, the plan is made, and the real engine answers ROWS rows of
-it. Each run is then a fork of this process that goes through the command's own `main` with a teacher that gives the
-recorded answers: what it writes, says and ends with is the command's own doing.
+What costs seconds is done once: libraries and data are read, the plan is made and cut down to a pilot of ROWS rows, and
+the real engine answers them. Each run is then a fork of this process that goes through the command's own `main` with a
+teacher that gives the recorded answers: what it writes, says and ends with is the command's own doing.
 
 usage: rehearsing_process.py ROWS FOLDER
 
@@ -19,12 +19,14 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vgid.pipeline import cli, recipe, teacher
+from vgid.pipeline import cli, teacher
 from vgid.stage1_teacher.engines import Teacher, TeacherRequest, TeacherResponse
+from vgid.stage1_teacher.generate import pilot_of_plan
 
 
 class Recorder:
@@ -57,8 +59,8 @@ class Recording:
 
 def record(rows: int, folder: Path) -> None:
     """Run the command's parts for real, and keep its job and the engine's answers."""
-    settings, home = recipe.load_recipe("fictitious")
-    job = teacher.prepare_teacher(settings, recipe.load_examples(settings.data, folder=home), engine="transformers")
+    job = teacher.prepare("fictitious", overrides=[], engine="transformers")
+    job = replace(job, plan=pilot_of_plan(job.plan, size=rows))
     build, recorders = teacher.build_teacher, list[Recorder]()
 
     def load(*arguments: Any, **options: Any) -> Teacher:
@@ -66,7 +68,7 @@ def record(rows: int, folder: Path) -> None:
         return recorders[0]
 
     teacher.build_teacher = load
-    teacher.run_teacher(job, folder / "recorded", limit=rows)
+    teacher.run_teacher(job, folder / "recorded")
     (folder / "recording").write_bytes(pickle.dumps((job, Recording(recorders[0]))))
 
 
@@ -105,8 +107,7 @@ if __name__ == "__main__":
     # A process that has run a model or read Parquet has threads, which the forks would lack.
     assert ended(fork(record, int(sys.argv[1]), folder)) == 0
     job, recording = pickle.loads((folder / "recording").read_bytes())
-    recipe.load_examples = lambda *_, **__: []
-    teacher.prepare_teacher = lambda *_, **__: job
+    teacher.prepare = lambda *_, **__: job
     teacher.build_teacher = lambda *_, **__: recording
     gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
     print("ready", flush=True)

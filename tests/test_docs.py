@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from doc_pages import ROOT, blocks, commands, run
+from small_pass import write_pass
 from sound_targets import sound_target, write_sound
 
 from vgid.data.fictitious import shipped_base, shipped_world
@@ -114,3 +115,17 @@ def test_the_commands_of_the_page_on_erasing_run_in_order(tmp_path, monkeypatch)
     shell = command.replace("~/.config/vgid/erase.key", str(tmp_path / "erase.key"))
     shown = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert shown.split()[-1] == first[0]["mark"]
+
+
+def test_the_shards_of_the_page_on_many_machines_make_one_cache_and_its_job_script_is_sound(tmp_path):
+    write_pass(tmp_path, photos=4, questions=2).rename(tmp_path / "my-recipe.yaml")
+    for arguments in commands(ROOT / "docs/many-machines.md"):
+        if not {"--shard", "slurm"} & set(arguments):
+            continue
+        done = run([*arguments, "--engine", "transformers"], tmp_path)
+        assert done.returncode == 0, f"vgid {shlex.join(arguments)}\n{done.stderr[-2000:]}"
+        if "2/3" in arguments:
+            assert "whole.missing: 0" in done.stdout
+    script = tmp_path / "teacher.sbatch"
+    assert "#SBATCH --array=0-7\n" in script.read_text()
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0

@@ -87,6 +87,13 @@ def test_flags_are_frozen():
                 "--window",
                 "--trace-replay",
                 "--set",
+                "--launcher",
+                "--shards",
+                "--slurm",
+                "--script",
+                "--submit",
+                "--workers",
+                "--ray-address",
                 "--json",
             ]
         ),

@@ -19,7 +19,7 @@ import pyarrow as pa
 from vgid.cache.card import write_card
 from vgid.cache.encoding import Profile, decode_part, encode_part
 from vgid.cache.kinds import kinds_of
-from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, VocabularyFile, commit
+from vgid.cache.manifest import SPLIT_NAME, Manifest, Part, VocabularyFile, commit, load_manifest
 from vgid.cache.reader import read_part
 from vgid.cache.schema import NO_CANDIDATE, SCHEMA, Target, ids_sha256, to_table
 from vgid.cache.store import Store, explained, open_store
@@ -101,6 +101,14 @@ class CacheWriter:
         rows[target.target_id] = target
         if len(rows) >= self._rows_per_part:
             self._commit([group])
+
+    def look(self) -> None:
+        """Learn what others committed or erased since this writer's last commit; reads only their new parts.
+
+        Raises:
+            CacheError: the newest manifest or one of those parts is damaged.
+        """
+        self._learn(load_manifest(self.store))
 
     def flush(self) -> None:
         """Commit all rows taken so far, one part per split; does nothing if there are none.

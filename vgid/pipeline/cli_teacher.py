@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +22,7 @@ from vgid.pipeline.cli_options import (
     print_record,
     print_rows,
 )
+from vgid.pipeline.launch import check_launcher
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
 
 app = typer.Typer(
@@ -29,6 +32,7 @@ app = typer.Typer(
 
 @app.command("generate")
 def teacher_generate(
+    context: typer.Context,
     recipe: RecipeArg,
     out: Annotated[
         str, typer.Option("--out", help="Directory or URL of the cache; a rerun adds only what is missing.")
@@ -63,6 +67,23 @@ def teacher_generate(
         bool, typer.Option("--trace-replay", help="Decode along reference answers (vLLM 0.29 or later on a GPU).")
     ] = False,
     overrides: SetOption = None,
+    launcher: Annotated[
+        str, typer.Option("--launcher", help="here: in this process; slurm: as an array job; ray: in a pool of actors.")
+    ] = "here",
+    shards: Annotated[int | None, typer.Option("--shards", min=1, help="Slurm: tasks of the array job.")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option("--slurm", help="Slurm: an option of sbatch, e.g. --slurm partition=gpu.")
+    ] = None,
+    script: Annotated[
+        Path | None, typer.Option("--script", help="Slurm: write the job script to a new file; default: stdout.")
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Slurm: give the job script to sbatch.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Ray: actors; default: as many as there are GPUs for, or 1.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Ray: a running cluster; default: one on this machine.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the teacher's top-k distributions for a recipe's plan into a cache.
@@ -70,11 +91,9 @@ def teacher_generate(
     Example: vgid teacher generate fictitious --out runs/cache --dry-run
     """
     from vgid.pipeline import teacher
-    from vgid.pipeline.recipe import load_examples, load_recipe
 
     index, count = parse_shard(shard)
-    expires = parse_expiry(expire_after)
-    loaded, folder = load_recipe(recipe, overrides=overrides or [])
+    check_launcher(context.params)
     options = EngineOptions(
         tensor_parallel=tensor_parallel,
         gpu_memory=gpu_memory,
@@ -82,22 +101,29 @@ def teacher_generate(
         window=window,
         trace_replay=trace_replay,
     )
-    examples = load_examples(loaded.data, folder=folder)
-    job = teacher.prepare_teacher(loaded, examples, engine=parse_engine(engine), options=options)
+    prepare = partial(teacher.prepare, recipe, overrides=overrides or [], engine=parse_engine(engine), options=options)
+    writing: dict[str, Any] = {
+        "rows_per_part": rows_per_part,
+        "profile": parse_profile(profile),
+        "expires": parse_expiry(expire_after),
+    }
     if dry_run:
-        rows = teacher.dry_run(job)
+        rows = teacher.dry_run(prepare())
         print_rows(rows, as_json=as_json, columns=list(rows[0]))
         return
-    result = teacher.run_teacher(
-        job,
-        out,
-        shard=(index, count),
-        limit=limit,
-        rows_per_part=rows_per_part,
-        profile=parse_profile(profile),
-        expires=expires,
-        options=options,
-    )
+    if launcher == "slurm":
+        from vgid.pipeline import launch_slurm
+
+        print(launch_slurm.launch(context.command.params, context.params))
+        return
+    job = prepare()
+    if launcher == "ray":
+        from vgid.pipeline.launch_ray import Order, run_ray
+
+        order = Order(prepare=prepare, options=options, out=out, writing=writing, folder=Path.cwd())
+        result = run_ray(job, order, workers=workers, address=ray_address)
+    else:
+        result = teacher.run_teacher(job, out, shard=(index, count), limit=limit, options=options, **writing)
     record = asdict(result) | {"cache": out, "engine": engine}
     if limit is not None and result.generated:
         record["prediction"] = teacher.predict_whole(job, result, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from vgid.data.chat import check_examples, end_of_turn_id, end_of_turn_ids, load
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model
 from vgid.pipeline.console import progress
-from vgid.pipeline.recipe import Recipe
+from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.signals import stop_signal
-from vgid.stage1_teacher.engines import build_teacher
+from vgid.stage1_teacher.engines import Teacher, build_teacher
 from vgid.stage1_teacher.generate import (
     GenerateResult,
     Progress,
@@ -29,6 +29,7 @@ from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineName, EngineOptions, default_length
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
 from vgid.stage1_teacher.preflight import check_lengths, check_memory, check_model
+from vgid.stage1_teacher.standing import standing
 from vgid.stage1_teacher.vocabulary import token_table
 
 
@@ -42,6 +43,19 @@ class TeacherJob:
     processor: Any
     teacher: dict[str, str | int]
     plan: list[PlannedTarget]
+
+
+def prepare(
+    recipe: str, *, overrides: Sequence[str], engine: EngineName, options: EngineOptions = DEFAULT_OPTIONS
+) -> TeacherJob:
+    """`prepare_teacher` from a recipe's name, for whoever is told that alone.
+
+    Raises:
+        ConfigError: also if the recipe is wrong.
+        DataError: also naming file and row of what cannot be read.
+    """
+    loaded, folder = load_recipe(recipe, overrides=overrides)
+    return prepare_teacher(loaded, load_examples(loaded.data, folder=folder), engine=engine, options=options)
 
 
 def prepare_teacher(
@@ -113,49 +127,73 @@ def run_teacher(
         CacheError: `out` holds the targets of another teacher.
         Stopped: SIGTERM or Ctrl-C; finished rows are committed.
     """
-    recipe = job.recipe
     plan = shard_of_plan(job.plan, index=shard[0], count=shard[1])
     if limit is not None:
         plan = pilot_of_plan(plan, size=limit)
-    digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
-    if recipe.preset is not None:
-        digest |= {"preset": recipe.preset, "departures": list(recipe.departures)}
-    tokenizer = job.processor.tokenizer
     with (
         stop_signal() as should_stop,
-        CacheWriter(
-            out,
-            teacher=job.teacher,
-            settings=cache_settings(recipe.teacher),
-            plan=digest,
-            rows_per_part=rows_per_part,
-            profile=profile,
-            vocabulary=lambda: token_table(tokenizer, end_ids=end_of_turn_ids(job.directory, tokenizer)),
-            expires=expires,
-        ) as writer,
+        cache_writer(job, out, rows_per_part=rows_per_part, profile=profile, expires=expires) as writer,
         progress("teacher") as report,
     ):
 
         def on_progress(now: Progress) -> None:
             report(now.rows, now.total_rows, f"rows, {now.tokens / max(now.seconds, 1e-9):,.0f} tokens/s")
 
-        return generate(
+        result = fill(
+            job,
             plan,
-            settings=recipe.teacher,
             writer=writer,
-            load_teacher=lambda: build_teacher(
-                job.engine,
-                job.directory,
-                num_topk=recipe.teacher.num_topk,
-                dtype=recipe.teacher.dtype,
-                head_dtype=recipe.teacher.head_dtype,
-                options=options,
-            ),
-            processor=job.processor,
-            end_of_turn_id=end_of_turn_id(job.directory, tokenizer),
+            load_teacher=lambda: load_teacher(job, options=options),
             on_progress=on_progress,
             should_stop=should_stop,
         )
+        writer.look()
+        return replace(result, whole=standing(job.plan, writer, shards=shard[1]))
+
+
+def cache_writer(
+    job: TeacherJob, out: Path | str, *, rows_per_part: int, profile: Profile, expires: str | None
+) -> CacheWriter:
+    """A writer for the job's rows; see `run_teacher`."""
+    recipe, tokenizer = job.recipe, job.processor.tokenizer
+    digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
+    if recipe.preset is not None:
+        digest |= {"preset": recipe.preset, "departures": list(recipe.departures)}
+    return CacheWriter(
+        out,
+        teacher=job.teacher,
+        settings=cache_settings(recipe.teacher),
+        plan=digest,
+        rows_per_part=rows_per_part,
+        profile=profile,
+        vocabulary=lambda: token_table(tokenizer, end_ids=end_of_turn_ids(job.directory, tokenizer)),
+        expires=expires,
+    )
+
+
+def load_teacher(job: TeacherJob, *, options: EngineOptions) -> Teacher:
+    """The job's base in its engine."""
+    settings = job.recipe.teacher
+    return build_teacher(
+        job.engine,
+        job.directory,
+        num_topk=settings.num_topk,
+        dtype=settings.dtype,
+        head_dtype=settings.head_dtype,
+        options=options,
+    )
+
+
+def fill(job: TeacherJob, plan: Sequence[PlannedTarget], *, writer: CacheWriter, **options: Any) -> GenerateResult:
+    """`generate` for rows of the job's plan; `options` are its own."""
+    return generate(
+        plan,
+        settings=job.recipe.teacher,
+        writer=writer,
+        processor=job.processor,
+        end_of_turn_id=end_of_turn_id(job.directory, job.processor.tokenizer),
+        **options,
+    )
 
 
 def predict_whole(job: TeacherJob, pilot: GenerateResult, cache: Path | str) -> dict[str, Any]:

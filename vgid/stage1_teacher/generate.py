@@ -28,6 +28,7 @@ from vgid.stage1_teacher.icu import with_instruction
 from vgid.stage1_teacher.perturb import perturb
 from vgid.stage1_teacher.plan import PlannedTarget
 from vgid.stage1_teacher.settings import TeacherSettings
+from vgid.stage1_teacher.standing import Standing
 from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, tail_logprob
 
 _MAX_UNCOMMITTED = 1024
@@ -59,6 +60,8 @@ class GenerateResult:
     seconds: float
     waited: float
     """Seconds of these in which the engine waited for rows to be committed."""
+    whole: Standing | None = None
+    """Of the whole plan, where the rows asked for were a part of it."""
 
 
 def generate(
