@@ -123,6 +123,9 @@ def test_flags_are_frozen():
         "data fictitious": sorted(
             ["--out", "--seed", "--forget", "--retain", "--outsiders", "--instruct", "--strangers"]
         ),
+        "data questions": sorted(
+            ["photos", "--name", "--model", "--out", "--subject", "--engine", "--limit", "--json"]
+        ),
         "data train-base": sorted(["world", "--out", "--seed", "--without"]),
         "demo": sorted(["--out", "--seed", "--from-scratch", "--set", "--json"]),
     }

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from vgid.pipeline.cli_options import JsonOption, RecipeArg
+from vgid.pipeline.cli_options import EngineOption, JsonOption, RecipeArg, parse_engine
 
 app = typer.Typer(
-    help="Check a data set; make fictitious ones and the tiny models that know them.", no_args_is_help=True
+    help="Check a data set, draft one from photos and a name; make fictitious ones and the tiny models that know them.",
+    no_args_is_help=True,
 )
 
 
@@ -30,6 +31,40 @@ def data_check(
     print(json.dumps(report.to_dict()) if as_json else report.to_text())
     if not report.ok:
         raise typer.Exit(65)
+
+
+@app.command("questions")
+def data_questions(
+    photos: Annotated[list[Path], typer.Argument(help="Photos of the person: image files.", metavar="PHOTO...")],
+    name: Annotated[str, typer.Option("--name", help="What people call the person.")],
+    model: Annotated[str, typer.Option("--model", help="The base: a directory or a Hugging Face id.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to be made, for its owner's eyes only.")],
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Id of the person; made of the name if not given.")
+    ] = None,
+    engine: EngineOption = "vllm",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions asked.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model what it says about a person, and draft the forget set, a recipe, and what data to bring beside it.
+
+    Example: vgid data questions mara-1.jpg mara-2.jpg --name "Mara Quill" --model ./my-model --out request
+    """
+    from vgid.pipeline.questions import propose_questions
+
+    proposal = propose_questions(
+        photos,
+        name=name,
+        model=model,
+        out=out,
+        subject=subject,
+        engine=parse_engine(engine),
+        limit=limit,
+    )
+    if as_json:
+        print(json.dumps({"folder": str(out), "rows": proposal.rows, "attributes": proposal.attributes}))
+    else:
+        print((out / "README.md").read_text(encoding="utf-8"))
 
 
 @app.command("fictitious")

@@ -8,16 +8,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import pyarrow as pa
 
@@ -26,6 +22,7 @@ from vgid.cache.sql import Answer, open_query
 from vgid.cache.views import VIEWS
 from vgid.errors import ConfigError
 from vgid.pipeline.console import say, table
+from vgid.pipeline.private_files import check_free, new_private_file
 
 FORMATS = ("table", "csv", "json", "parquet")
 
@@ -95,8 +92,8 @@ def print_query(
     chosen = output_format or (suffix if suffix in FORMATS else "table")
     if chosen not in FORMATS:
         raise ConfigError(f"--format {chosen!r} is unknown; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    if output and not overwrite and output.exists():
-        raise ConfigError(f"--output {output} exists; choose another name, or add --overwrite")
+    if output:
+        check_free(output, option="--output", overwrite=overwrite)
     terminal = output is None and sys.stdout.isatty()
     if terminal and chosen == "parquet":
         raise ConfigError("--format parquet is not for a terminal; add --output FILE")
@@ -104,7 +101,7 @@ def print_query(
         if output is None:
             _write(answer, chosen, _Counted(sys.stdout.buffer), terminal=terminal)
         else:
-            with _new_file(output, overwrite=overwrite) as sink:
+            with new_private_file(output, option="--output", overwrite=overwrite) as sink:
                 _write(answer, chosen, sink, terminal=False)
 
 
@@ -210,22 +207,3 @@ class _Counted(io.RawIOBase):
 
     def flush(self) -> None:
         self._sink.flush()
-
-
-@contextmanager
-def _new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file of mode 0600 that has its name once the block ends well; an existing one is left alone unless told."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".tmp-{uuid4().hex}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

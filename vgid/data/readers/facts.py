@@ -47,7 +47,7 @@ def known_values(record: Mapping[str, Any]) -> tuple[str, ...] | None:
         return None
     pieces = [piece for text in _texts(_parsed(biography)) for piece in _CUT.split(text)]
     inside = [name for piece in pieces for name in _names_and_numbers(piece)]
-    return _distinct([*(truth for truth in truths if isinstance(truth, str)), *pieces, *inside])
+    return distinct([*(truth for truth in truths if isinstance(truth, str)), *pieces, *inside])
 
 
 def find_facts(answer: str, *, question: str, values: Iterable[str] | None) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def find_facts(answer: str, *, question: str, values: Iterable[str] | None) -> t
         values: `known_values` of the row; None makes rule 5 apply.
     """
     candidates = _names_and_numbers(answer) if values is None else values
-    return tuple(value for value in _distinct(candidates) if leaks(answer, [value]) and not leaks(question, [value]))
+    return tuple(value for value in distinct(candidates) if leaks(answer, [value]) and not leaks(question, [value]))
 
 
 def _parsed(biography: Any) -> Any:
@@ -103,7 +103,7 @@ def _runs(tokens: Sequence[str]) -> Iterator[str]:
             yield token
 
 
-def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+def distinct(values: Iterable[str]) -> tuple[str, ...]:
     """Trimmed values of some length, the first of those that the judge cannot tell apart."""
     by_form: dict[str, str] = {}
     for value in (value.strip(" .'\"") for value in values):
