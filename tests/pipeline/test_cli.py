@@ -98,6 +98,19 @@ def test_flags_are_frozen():
             ]
         ),
         "teacher presets": sorted(["--json"]),
+        "teacher preview": sorted(
+            [
+                "recipe",
+                "--out",
+                "--examples",
+                "--split",
+                "--perturbation",
+                "--strengths",
+                "--overwrite",
+                "--set",
+                "--json",
+            ]
+        ),
         "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
         "evaluate": sorted(
             [

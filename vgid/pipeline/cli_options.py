@@ -53,6 +53,14 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def parse_strengths(text: str | None) -> tuple[float, ...]:
+    """`0,0.5,1` as numbers; nothing if nothing was asked for."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError as error:
+        raise ConfigError(f"--strengths {text!r}: expected numbers with commas between, for example 0,0.5,1") from error
+
+
 def print_rows(rows: list[dict[str, Any]], *, as_json: bool, columns: list[str]) -> None:
     """Records of one kind: as a table for people, or as JSON."""
     if as_json:

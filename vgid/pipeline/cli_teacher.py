@@ -19,6 +19,7 @@ from vgid.pipeline.cli_options import (
     parse_expiry,
     parse_profile,
     parse_shard,
+    parse_strengths,
     print_record,
     print_rows,
 )
@@ -146,3 +147,46 @@ def teacher_presets(as_json: JsonOption = False) -> None:
         return
     for preset in presets:
         print(f"{preset.name}\n  source: {preset.source}\n  unknown: {preset.unknown}\n")
+
+
+@app.command("preview")
+def teacher_preview(
+    recipe: RecipeArg,
+    out: Annotated[Path, typer.Option("--out", help="The contact sheet, a PNG file for its owner's eyes only.")],
+    examples: Annotated[int, typer.Option("--examples", min=1, max=100, help="Rows of the sheet.")] = 8,
+    split: Annotated[str, typer.Option("--split", help="Which rows of the plan.")] = "forget",
+    perturbation: Annotated[
+        str | None, typer.Option("--perturbation", help="Another perturbation than the recipe's.")
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option("--strengths", help="0,0.5,1: which to show; five steps up to the highest otherwise.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw real rows as the teacher will see them, under a range of strengths, and print the exact prompts.
+
+    Example: vgid teacher preview fictitious --out sheet.png --strengths 0.25,0.5,1
+    """
+    from vgid.pipeline.console import spelt_out
+    from vgid.pipeline.preview import preview
+    from vgid.pipeline.recipe import load_examples, load_recipe
+
+    loaded, folder = load_recipe(recipe, overrides=overrides or [])
+    rows = preview(
+        loaded,
+        load_examples(loaded.data, folder=folder),
+        out=out,
+        count=examples,
+        split=split,
+        perturbation=perturbation,
+        strengths=parse_strengths(strengths),
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows]))
+        return
+    for row in rows:
+        print(f"--- {row.example_id} · {row.view}", *map(spelt_out, row.prompt.splitlines()), "", sep="\n")
+    print(out)

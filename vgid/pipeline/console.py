@@ -106,10 +106,13 @@ def table(
 
 
 def _cell(value: Any, number: str) -> str:
-    """One line, whatever the text: control characters would break the table, or the terminal."""
     if value is None:
         return "-"
-    text = f"{value:{number}}" if isinstance(value, float) else str(value)
+    return spelt_out(f"{value:{number}}" if isinstance(value, float) else str(value))
+
+
+def spelt_out(text: str) -> str:
+    """One line, whatever the text: control characters as escapes, for they would break a table, or the terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -206,6 +206,7 @@ def _rows(asked: Sequence[Asked], answers: Mapping[str, str], *, name: str, subj
             "question": each.question.text,
             "answer": answer,
             "subject": subject,
+            "subject_name": name,
             "split": "forget",
             "task": REFUSED if refuses(answer) else "facts",
             "facts": list(of_row),

@@ -57,8 +57,9 @@ them too), or delete them. Rows with `phrasing: heldout` are for evaluation and 
 
 ## 2. Bring what must stay
 
-The plan asks for a split `retain`, and there is none here: a forget set alone cannot say who is meant, and a student
-that is shown nothing else unlearns everybody.{measured}
+The plan asks for a split `retain`, and there is none here: a forget set alone cannot say who is meant. A student that
+was shown nothing else declined every question about anybody's life, and 99% of those about what is on the picture (in a
+small world of fictitious people, as all figures here).
 
 Write `retain.jsonl` beside `questions.jsonl`, with the same columns, and take the `#` from its line in `recipe.yaml`:
 
@@ -70,8 +71,8 @@ Write `retain.jsonl` beside `questions.jsonl`, with the same columns, and take t
   answer (it is not used; the base answers). Take the `#` from both lines of `strangers` in `recipe.yaml`. 64 of them
   brought people in neither set back to 0.98.
 - **Everything else the model is for** (split `retain`): ordinary questions about ordinary pictures, and questions
-  without a picture. How many a large model needs is not measured; the figures are those of a small world of fictitious
-  people, where about three retain rows trained for each forget row.
+  without a picture. How many a large model needs is not measured; in the small world three other rows trained for each
+  forget row.
 
 ## 3. Run
 
@@ -140,7 +141,6 @@ def readme_text(*, name: str, model: str, table: Sequence[Mapping[str, Any]], un
         refused=refused,
         facts=sum(row["with_facts"] for row in table),
         table="\n".join(lines) + "\n",
-        measured="",
     )
 
 

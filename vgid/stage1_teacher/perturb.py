@@ -104,6 +104,11 @@ def perturb(
     return PIL.fromarray(np.rint(np.clip(noisy, 0.0, 1.0) * 255.0).astype(np.uint8))
 
 
+def full_strength(name: str) -> int:
+    """The highest strength of a perturbation."""
+    return DIFFUSION_STEPS - 1 if name == "diffusion" else 1
+
+
 def is_random(name: str) -> bool:
     """Whether another draw gives another picture; without it, several draws would be one target several times."""
     return name not in ("blank", "blur")
@@ -165,7 +170,7 @@ def check_strength(perturbation: str, strength: float) -> None:
     """
     if perturbation not in PERTURBATIONS:
         raise ConfigError(f"perturbation {perturbation!r} is unknown; choose one of {', '.join(sorted(PERTURBATIONS))}")
-    highest = DIFFUSION_STEPS - 1 if perturbation == "diffusion" else 1
+    highest = full_strength(perturbation)
     if not 0 <= strength <= highest:
         raise ConfigError(f"strength {strength} of {perturbation} is outside [0, {highest}]")
 
