@@ -26,8 +26,9 @@ from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions, default_length
 
 _CPU_KV_CACHE_BYTES = 512 << 20
-_IMAGE_CACHE_GIB = 0.25
-"""Pictures as the processor made them: enough for neighbours in the plan to find their own, and no more."""
+_IMAGE_CACHE_GIB = 64 / 1024
+"""Pictures as the processor made them. Questions on one picture are neighbours in the plan, so it need hold only the last
+few; one of up to 3,500 tokens fits."""
 
 
 class VllmTeacher:
