@@ -31,6 +31,7 @@ from vgid.pipeline.console import table
 from vgid.stage1_teacher.engines import build_teacher
 from vgid.stage1_teacher.generate import GenerateResult, generate, requests_of
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS
 from vgid.stage1_teacher.plan import PlannedTarget, cache_settings, make_plan
 from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, TeacherSettings
 
@@ -67,6 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=64, help="four questions each")
     parser.add_argument("--tokens", type=int, default=32, help="of every response")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--window", type=int, default=DEFAULT_OPTIONS.window, help="requests in the engine")
     parser.add_argument("--order-image-tokens", type=int, default=324, help="of a picture in the order benchmark")
     parser.add_argument("--only", choices=("capture", "order"))
     return parser.parse_args(arguments)
@@ -86,7 +88,8 @@ def capture(options: argparse.Namespace) -> None:
         bench = prepare(Path(scratch) / "model", options, side=56, image_tokens=16)
         ways = {"vgid": ours, "plain vLLM": plain, "dicts and JSON lines": peers}
         rates: dict[str, list[float]] = {name: [] for name in ways}
-        ours(bench, Path(scratch) / "warm")
+        for name, way in ways.items():  # the first pass of each compiles kernels
+            way(bench, Path(scratch) / f"{name}-warm")
         for number in range(options.pairs):
             for name, way in ways.items():
                 rates[name].append(way(bench, Path(scratch) / f"{name}{number}"))
@@ -150,7 +153,13 @@ def prepare(directory: Path, options: argparse.Namespace, *, side: int, image_to
     )
     identity = identify_teacher(directory, revision=None, dtype=options.dtype)
     plan = make_plan(examples, settings=settings, teacher=identity, engine_id=engine_identity("vllm", dtype="-"))
-    teacher = build_teacher("vllm", directory, num_topk=options.topk, dtype=options.dtype)
+    teacher = build_teacher(
+        "vllm",
+        directory,
+        num_topk=options.topk,
+        dtype=options.dtype,
+        options=replace(DEFAULT_OPTIONS, window=options.window),
+    )
     return Bench(teacher=teacher, plan=plan, settings=settings, identity=identity, directory=directory)
 
 

@@ -31,7 +31,7 @@ def stats_of_logits(logits: torch.Tensor, token_ids: torch.Tensor, *, num_topk: 
 
     Args:
         logits: [T, V], any float dtype; position t predicts token t.
-        token_ids: int64 [T], the response.
+        token_ids: int64 [T], the response, on the same device.
         num_topk: K; cut to V.
     """
     import torch
@@ -45,12 +45,12 @@ def stats_of_logits(logits: torch.Tensor, token_ids: torch.Tensor, *, num_topk: 
     # xlogx at p = 0 is 0 while exp(-inf) * -inf is nan; special.entr states that limit.
     entropy = torch.special.entr(logprobs.exp()).sum(-1)
     return PositionStats(
-        token_logprob=own[:, 0].numpy().astype(np.float32),
-        token_rank=rank.numpy().astype(np.int32),
-        topk_ids=top.indices.numpy().astype(np.int32),
-        topk_logprobs=top.values.numpy().astype(np.float32),
-        logsumexp=lse.numpy().astype(np.float32),
-        entropy=entropy.numpy().astype(np.float32),
+        token_logprob=own[:, 0].cpu().numpy(),
+        token_rank=rank.int().cpu().numpy(),
+        topk_ids=top.indices.int().cpu().numpy(),
+        topk_logprobs=top.values.cpu().numpy(),
+        logsumexp=lse.cpu().numpy(),
+        entropy=entropy.cpu().numpy(),
     )
 
 

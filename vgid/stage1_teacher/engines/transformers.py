@@ -73,7 +73,7 @@ class TransformersTeacher:
         output = self._model.generate(
             **_to(inputs, self._model.device), generation_config=config, logits_processor=sampling
         )
-        logits = torch.stack([step.cpu() for step in output.logits], dim=1)  # [B, T, V]
+        logits = torch.stack(output.logits, dim=1)  # [B, T, V], left on the device: only top-k leaves it
         stop_ids = set(config.eos_token_id)
         for row, request in enumerate(requests):
             ids = output.sequences[row, width:].tolist()[: request.max_new_tokens]
@@ -89,7 +89,7 @@ class TransformersTeacher:
         ]
         longest = max(len(request.forced_token_ids or ()) for request in requests)
         inputs = _to(left_pad(rows, pad_id=self._pad_id()), self._model.device)
-        logits = self._model(**inputs, logits_to_keep=longest + 1).logits.cpu()
+        logits = self._model(**inputs, logits_to_keep=longest + 1).logits
         for row, request in enumerate(requests):
             ids = list(request.forced_token_ids or ())
             # The last kept position predicts the token after the response; everything is right-aligned.
@@ -107,7 +107,7 @@ class TransformersTeacher:
         logits: torch.Tensor,
         reason: Literal["stop", "length", "forced"],
     ) -> TeacherResponse:
-        stats = stats_of_logits(logits, torch.tensor(ids), num_topk=self._num_topk)
+        stats = stats_of_logits(logits, torch.tensor(ids, device=logits.device), num_topk=self._num_topk)
         return TeacherResponse(
             request_id=request.request_id,
             prompt_token_ids=tuple(prompt["input_ids"][0].tolist()),

@@ -27,8 +27,8 @@ from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions, default_
 
 _CPU_KV_CACHE_BYTES = 512 << 20
 _IMAGE_CACHE_GIB = 64 / 1024
-"""Pictures as the processor made them. Questions on one picture are neighbours in the plan, so it need hold only the last
-few; one of up to 3,500 tokens fits."""
+"""Pictures as the processor made them. Questions on one picture are neighbours in the plan, so it need hold only the
+last few; one of up to 3,500 tokens fits."""
 
 
 class VllmTeacher:
@@ -249,6 +249,7 @@ def _prepare_environment() -> None:
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TRITON_F32_DEFAULT": "ieee",  # else a GPU's float32 attention is TF32, with 10 bits of mantissa
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
