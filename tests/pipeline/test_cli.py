@@ -45,6 +45,7 @@ def test_help_teaches_every_command_with_an_example():
         *(
             ["teacher", "generate"],
             ["teacher", "presets"],
+            ["teacher", "inspect"],
             ["distill"],
             ["evaluate"],
             ["sql"],
@@ -91,6 +92,22 @@ def test_flags_are_frozen():
             ]
         ),
         "teacher presets": sorted(["--json"]),
+        "teacher inspect": sorted(
+            [
+                "cache",
+                "--recipe",
+                "--perturbation",
+                "--strength",
+                "--icu",
+                "--retain-only",
+                "--student",
+                "--strict",
+                "--quarantine",
+                "--out",
+                "--set",
+                "--json",
+            ]
+        ),
         "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
         "evaluate": sorted(
             [
@@ -177,6 +194,7 @@ def test_data_check_says_what_the_data_holds():
         (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),
         (["sql", "X", "SELECT 1"], 1, "X"),
         (["cache", "status", "X"], 1, "vgid teacher generate"),
+        (["teacher", "inspect", "X"], 1, "vgid teacher generate"),
         (["cache", "verify", "X"], 1, "vgid teacher generate"),
         (["frobnicate"], 2, "frobnicate"),
     ],

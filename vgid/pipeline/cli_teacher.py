@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vgid.pipeline.cli_options import (
+    CacheArg,
     EngineOption,
     JsonOption,
     RecipeArg,
@@ -21,6 +23,7 @@ from vgid.pipeline.cli_options import (
     print_rows,
 )
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
+from vgid.pipeline.console import say
 
 app = typer.Typer(
     help="Stage one: the frozen base under intervention writes targets into a cache.", no_args_is_help=True
@@ -120,3 +123,52 @@ def teacher_presets(as_json: JsonOption = False) -> None:
         return
     for preset in presets:
         print(f"{preset.name}\n  source: {preset.source}\n  unknown: {preset.unknown}\n")
+
+
+@app.command("inspect")
+def teacher_inspect(
+    cache: CacheArg,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Recipe whose data knows the facts, and whose distill.targets say what trains."),
+    ] = None,
+    perturbation: Annotated[
+        str | None, typer.Option("--perturbation", help="Which variant, where the cache holds several.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="The same, by strength.")] = None,
+    icu: Annotated[str | None, typer.Option("--icu", help="The same, by ICU template.")] = None,
+    retain_only: Annotated[
+        str | None, typer.Option("--retain-only", help="Cache of a model that never saw the forget set (D18).")
+    ] = None,
+    student: Annotated[str | None, typer.Option("--student", help="Cache of a student (D17).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a gate fails.")] = False,
+    quarantine: Annotated[
+        Path | None, typer.Option("--quarantine", help="Write the failing subjects to this file, as YAML for a recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Directory for results.json and samples.parquet.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge cached targets before anybody trains on them: leak, refusal, entropy, stability, selectivity, with gates.
+
+    Example: vgid teacher inspect runs/cache --recipe fictitious
+    """
+    from vgid.pipeline.inspect_command import quarantine_yaml, report_text, run_inspect
+
+    report, results = run_inspect(
+        cache,
+        recipe=recipe,
+        overrides=overrides or [],
+        perturbation=perturbation,
+        strength=strength,
+        icu_id=icu,
+        retain_only=retain_only,
+        student=student,
+        out=out,
+    )
+    print(json.dumps(results) if as_json else report_text(report))
+    if quarantine is not None:
+        quarantine.write_text(quarantine_yaml(report), encoding="utf-8")
+    if strict and report.failed:
+        say(f"error: gates failed: {', '.join(reading.name for reading in report.failed)}")
+        raise typer.Exit(1)

@@ -2,7 +2,19 @@
 
 from vgid.stage1_teacher.diagnose.gates import GATES, Gate
 from vgid.stage1_teacher.diagnose.inspection import inspect_cache
-from vgid.stage1_teacher.diagnose.report import Check, InspectReport, Reading, SubjectReading
-from vgid.stage1_teacher.diagnose.variants import Variant
+from vgid.stage1_teacher.diagnose.report import Check, Dose, InspectReport, Reading, SubjectReading
+from vgid.stage1_teacher.diagnose.variants import Interventions, Taught, Variant
 
-__all__ = ["GATES", "Check", "Gate", "InspectReport", "Reading", "SubjectReading", "Variant", "inspect_cache"]
+__all__ = [
+    "GATES",
+    "Check",
+    "Dose",
+    "Gate",
+    "InspectReport",
+    "Interventions",
+    "Reading",
+    "SubjectReading",
+    "Taught",
+    "Variant",
+    "inspect_cache",
+]

@@ -69,10 +69,6 @@ def _ratio(value: Means, base: Means) -> Bounds:
         return _one(value / base)
 
 
-def _less(value: Means, base: Means) -> Bounds:
-    return _one(value - base)
-
-
 def _synergy(low: Means, high: Means, noise_low: Means, noise_high: Means, icu_low: Means, icu_high: Means) -> Bounds:
     return low - np.maximum(noise_high, icu_high), high - np.maximum(noise_low, icu_low)
 
@@ -104,12 +100,12 @@ def _js(
     )
 
 
-_FACTS = "the data's facts are needed to judge answers: give --recipe RECIPE, whose data has these questions"
-_GENERATED = f"{_entry('forget', '{view}', 'generated')}, and give --recipe RECIPE for the facts"
+NO_FACTS = "the data's facts are needed to judge answers: give --recipe RECIPE, whose data has these questions"
+_GENERATED = _entry("forget", "{view}", "generated")
 _REFERENCE = _entry("forget", "{view}", "reference")
 _PAIRED = f"{_REFERENCE}, and {_entry('forget', 'base', 'reference')}"
 _DRAWS = "the cache has one draw of the noise: set teacher.perturbation.draws to 3"
-_TEXT_GENERATED = f"{_entry('forget', 'icu', 'generated', 'text')}, and give --recipe RECIPE for the facts"
+_TEXT_GENERATED = _entry("forget", "icu", "generated", "text")
 _TEXT_PAIRED = f"{_entry('forget', 'icu', 'reference', 'text')}, and {_entry('forget', 'base', 'reference', 'text')}"
 _OPENERS = "no generated answer in the cache is judged a refusal, so no opener is known"
 
@@ -176,10 +172,8 @@ CHECKS: tuple[CheckSpec, ...] = (
             ),
             _read(
                 "D3.rise",
-                "later fact tokens less the first",
-                Part(measure="later_facts", kind="reference"),
-                Part(measure="fact_1", kind="reference"),
-                combine=_less,
+                "probability of a later fact token less that of its answer's first",
+                Part(measure="rise", kind="reference"),
                 missing=f"{_REFERENCE}; facts of one token have no later one",
             ),
         ),
@@ -246,7 +240,7 @@ CHECKS: tuple[CheckSpec, ...] = (
                 "D6.said",
                 "share of the generated forget answers that refuse",
                 Part(measure="said", kind="generated", modality=None),
-                missing=_entry("forget", "{view}", "generated"),
+                missing=_GENERATED,
             ),
             _read(
                 "D6.undecided",
@@ -412,13 +406,13 @@ CHECKS: tuple[CheckSpec, ...] = (
                 "D13.degenerate",
                 "share of generated forget answers",
                 Part(measure="degenerate", kind="generated", modality=None),
-                missing=_entry("forget", "{view}", "generated"),
+                missing=_GENERATED,
             ),
             _read(
                 "D13.commonest",
                 "share of the commonest answer; near 1: the teacher ignores the question",
                 Part(measure="commonest", kind="generated", modality=None),
-                missing=_entry("forget", "{view}", "generated"),
+                missing=_GENERATED,
             ),
         ),
     ),
@@ -513,7 +507,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     ),
 )
 
-DOSE_READINGS = ("D1.told", "D2.path_ratio", "D6.forget", "D7.entropy", "D9.flips", "D10.effect", "D11.same_view")
+DOSE_READINGS = ("D1.told", "D2.path_ratio", "D6.forget", "D7.entropy", "D9.flips", "D10.noise", "D11.same_view")
 """What D16 tells of every variant."""
 SUBJECT_READINGS = ("D1.told", "D2.path_ratio", "D15.told", "D15.path_ratio")
 """What quarantines a subject."""

@@ -26,6 +26,7 @@ from vgid.errors import CacheError, ConfigError
 from vgid.stage1_teacher.diagnose.checks import (
     CHECKS,
     DOSE_READINGS,
+    NO_FACTS,
     SUBJECT_READINGS,
     CheckSpec,
     Means,
@@ -34,7 +35,14 @@ from vgid.stage1_teacher.diagnose.checks import (
 )
 from vgid.stage1_teacher.diagnose.gates import Gate, chosen_gates
 from vgid.stage1_teacher.diagnose.report import Check, Dose, InspectReport, Reading, Row, SubjectReading, Verdict
-from vgid.stage1_teacher.diagnose.variants import Taught, Variant, choose, find_variants, taught_by_default
+from vgid.stage1_teacher.diagnose.variants import (
+    Interventions,
+    Taught,
+    Variant,
+    choose,
+    find_variants,
+    taught_by_default,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -72,6 +80,7 @@ def inspect_cache(
     perturbation: str | None = None,
     strength: float | None = None,
     icu_id: str | None = None,
+    prefer: Interventions | None = None,
     retain_only: Path | str | Store | None = None,
     student: Path | str | Store | None = None,
     gates: Mapping[str, float | None] | None = None,
@@ -85,7 +94,8 @@ def inspect_cache(
         taught: Which rows train; None for `taught_by_default`.
         perturbation: Inspect the variant with this perturbation.
         strength: And this strength.
-        icu_id: And this template. Of several that fit, the one with most forget rows is taken.
+        icu_id: And this template.
+        prefer: Of several variants that fit, take this one if the cache has it; else the one with most forget rows.
         retain_only: Cache of a model that never saw the forget set: its forget rows of view `base`.
         student: Cache of a student: the same.
         gates: Other thresholds by reading; None takes a gate away.
@@ -104,7 +114,7 @@ def inspect_cache(
         connection.execute(_text("macros.sql"))
         found = connection.sql(_text("d16_variants.sql")).to_arrow_table().to_pylist()
         variants = find_variants(found)
-        chosen = choose(variants, perturbation=perturbation, strength=strength, icu_id=icu_id)
+        chosen = choose(variants, perturbation=perturbation, strength=strength, icu_id=icu_id, prefer=prefer)
         judged, judge_notes = _judge(connection, examples)
         connection.register("judged", judged)
         total = len(CHECKS) + len(variants) - 1
@@ -166,6 +176,8 @@ class _Run:
     taught: tuple[Taught, ...]
     measured: Mapping[str, Sequence[_Measured]]
     """By check."""
+    kinds: Sequence[Mapping[str, str | None]]
+    """Places that have rows."""
 
     @classmethod
     def of(
@@ -190,6 +202,7 @@ class _Run:
             variant=variant,
             taught=taught_by_default(variant, kinds) if taught is None else tuple(taught),
             measured=measured,
+            kinds=[dict(zip(_PLACE, kind, strict=True)) for kind in kinds],
         )
 
     def rows(self) -> Iterable[Row]:
@@ -211,6 +224,7 @@ class _Run:
                     p10=each.quantiles[0],
                     median=each.quantiles[1],
                     p90=each.quantiles[2],
+                    by_subject={name: (each.totals[name] / n, n) for name, n in each.counts.items()},
                 )
 
     def readings(self, gates: Mapping[str, Gate]) -> dict[str, Reading]:
@@ -288,7 +302,10 @@ class _Run:
             return "info", "no noise trains, so there are no draws"
         if (reading.name, self.variant.view) in (("D10.noise", "icu"), ("D10.icu", "noise")):
             return "info", "the variant has no such intervention"
-        view = self._view("forget", reading.parts[0].modality or "image")
+        part = reading.parts[0]
+        if part.measure in ("told", "told_other") and any(self._is_at(part, kind) for kind in self.kinds):
+            return "unknown", NO_FACTS
+        view = self._view("forget", part.modality or "image")
         return "unknown", reading.missing.replace("{view}", view)
 
     def _view(self, split: str, modality: str) -> str:
@@ -296,14 +313,10 @@ class _Run:
         return views[0] if views else self.variant.view
 
     def _find(self, check: str, part: Part) -> list[_Measured]:
-        return [
-            each
-            for each in self.measured[check]
-            if each.measure == part.measure
-            and each.place["split"] == part.split
-            and part.modality in (None, each.place["modality"])
-            and self._fits(part, each.place)
-        ]
+        return [each for each in self.measured[check] if each.measure == part.measure and self._is_at(part, each.place)]
+
+    def _is_at(self, part: Part, place: Mapping[str, str | None]) -> bool:
+        return place["split"] == part.split and part.modality in (None, place["modality"]) and self._fits(part, place)
 
     def _fits(self, part: Part, place: Mapping[str, str | None]) -> bool:
         if part.view == "forget view":
@@ -350,7 +363,7 @@ def _interval(
     parts: Sequence[Sequence[_Measured]], combine: Callable[..., tuple[Means, Means]]
 ) -> tuple[float, float] | tuple[None, None]:
     """95% bootstrap interval: parts of one split share their draws of subjects, splits are drawn apart."""
-    drawn: dict[int, Means] = {}
+    drawn: dict[int, np.ndarray] = {}
     splits = sorted({str(each.place["split"]) for part in parts for each in part})
     for number, split in enumerate(splits):
         members = [index for index, part in enumerate(parts) if part[0].place["split"] == split]
@@ -361,8 +374,8 @@ def _interval(
         counts = [[sum(each.counts.get(s, 0) for each in parts[index]) for index in members] for s in subjects]
         means = resampled_means(np.array(totals, np.float64), np.array(counts, np.float64), seed=number)
         drawn |= {index: means[:, column] for column, index in enumerate(members)}
-    lower, upper = combine(*(drawn[index] for index in range(len(parts))))
-    lower, upper = lower[np.isfinite(lower)], upper[np.isfinite(upper)]
+    bounds = combine(*(drawn[index] for index in range(len(parts))))
+    lower, upper = (np.asarray(each)[np.isfinite(each)] for each in bounds)
     if not (len(lower) and len(upper)):
         return None, None
     return float(np.quantile(lower, 0.025)), float(np.quantile(upper, 0.975))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,8 @@ class Row:
     p10: float
     median: float
     p90: float
+    by_subject: Mapping[str, tuple[float, int]]
+    """Mean and observations of each subject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +70,14 @@ class Check:
     @property
     def verdict(self) -> Verdict:
         """The worst of its readings: fail, unknown, pass, info."""
-        found = {reading.verdict for reading in self.readings if reading.gate is not None}
-        found = found or {reading.verdict for reading in self.readings if reading.verdict == "unknown"}
+        found = {reading.verdict for reading in self.readings if reading.gate is not None} or {
+            reading.verdict for reading in self.readings if reading.verdict == "unknown"
+        }
         order: tuple[Verdict, ...] = ("fail", "unknown", "pass")
-        return next((verdict for verdict in order if verdict in found), "info")
+        for verdict in order:
+            if verdict in found:
+                return verdict
+        return "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vgid.errors import ConfigError
+
+
+class Interventions(NamedTuple):
+    """What was done to the question."""
+
+    perturbation: str | None
+    strength: float | None
+    noise_seed: int | None
+    icu_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +32,11 @@ class Variant:
     def view(self) -> str:
         """What its forget pictures are shown under."""
         return "+".join([*(["noise"] if self.perturbation else []), *(["icu"] if self.icu_id else [])]) or "base"
+
+    @property
+    def interventions(self) -> Interventions:
+        """The setting, whichever engine computed it."""
+        return Interventions(self.perturbation, self.strength, self.noise_seed, self.icu_id)
 
     def describe(self) -> str:
         """In words."""
@@ -67,20 +81,27 @@ def find_variants(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Variant, int]
 
 
 def choose(
-    variants: Sequence[tuple[Variant, int]], *, perturbation: str | None, strength: float | None, icu_id: str | None
+    variants: Sequence[tuple[Variant, int]],
+    *,
+    perturbation: str | None,
+    strength: float | None,
+    icu_id: str | None,
+    prefer: Interventions | None,
 ) -> Variant:
-    """The variant that the options name; of several, the one with most forget rows.
+    """The variant that the options name; of several the preferred one, or else the one with most forget rows.
 
     Raises:
         ConfigError: none fits.
     """
-    for variant, _ in variants:
-        if (
-            perturbation in (None, variant.perturbation)
-            and strength in (None, variant.strength)
-            and icu_id in (None, variant.icu_id)
-        ):
-            return variant
+    fitting = [
+        variant
+        for variant, _ in variants
+        if perturbation in (None, variant.perturbation)
+        and strength in (None, variant.strength)
+        and icu_id in (None, variant.icu_id)
+    ]
+    if fitting:
+        return next((variant for variant in fitting if variant.interventions == prefer), fitting[0])
     asked = {"--perturbation": perturbation, "--strength": strength, "--icu": icu_id}
     said = " ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     there = "; ".join(variant.describe() for variant, _ in variants)
