@@ -108,6 +108,19 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
+        "teacher sweep": sorted(
+            [
+                "recipe",
+                "--out",
+                "--strengths",
+                "--icu",
+                "--perturbations",
+                "--subjects",
+                "--engine",
+                "--set",
+                "--json",
+            ]
+        ),
         "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
         "evaluate": sorted(
             [
@@ -195,6 +208,7 @@ def test_data_check_says_what_the_data_holds():
         (["sql", "X", "SELECT 1"], 1, "X"),
         (["cache", "status", "X"], 1, "vgid teacher generate"),
         (["teacher", "inspect", "X"], 1, "vgid teacher generate"),
+        (["teacher", "sweep", "fictitious", "--out", "X", "--strengths", "high"], 2, "0.5,1"),
         (["cache", "verify", "X"], 1, "vgid teacher generate"),
         (["frobnicate"], 2, "frobnicate"),
     ],

@@ -17,6 +17,8 @@ from vgid.pipeline.cli_options import (
     SetOption,
     parse_engine,
     parse_expiry,
+    parse_names,
+    parse_numbers,
     parse_profile,
     parse_shard,
     print_record,
@@ -172,3 +174,44 @@ def teacher_inspect(
     if strict and report.failed:
         say(f"error: gates failed: {', '.join(reading.name for reading in report.failed)}")
         raise typer.Exit(1)
+
+
+@app.command("sweep")
+def teacher_sweep(
+    recipe: RecipeArg,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the cache, sweep.svg and results.json.")],
+    strengths: Annotated[
+        str, typer.Option("--strengths", help="Of every perturbation, with commas between them.")
+    ] = "0.25,0.5,0.75,1",
+    icu: Annotated[
+        str | None, typer.Option("--icu", help="ICU templates, with commas between them; default: the recipe's.")
+    ] = None,
+    perturbations: Annotated[
+        str | None, typer.Option("--perturbations", help="Perturbations, the same way; default: the recipe's.")
+    ] = None,
+    subjects: Annotated[
+        int, typer.Option("--subjects", min=2, help="How many subjects of forget, and as many of retain.")
+    ] = 4,
+    engine: EngineOption = "vllm",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try strengths and templates on a few subjects and draw leak, refusal, entropy and selectivity over the strength.
+
+    Example: vgid teacher sweep fictitious --out runs/sweep --strengths 0.5,1 --subjects 2 --engine transformers
+    """
+    from vgid.pipeline.recipe import load_examples, load_recipe
+    from vgid.pipeline.sweep import run_sweep, sweep_table
+
+    loaded, folder = load_recipe(recipe, overrides=overrides or [])
+    _, points, results = run_sweep(
+        loaded,
+        load_examples(loaded.data, folder=folder),
+        out,
+        strengths=parse_numbers(strengths, option="--strengths"),
+        templates=parse_names(icu),
+        perturbations=parse_names(perturbations),
+        subjects=subjects,
+        engine=parse_engine(engine),
+    )
+    print(json.dumps(results) if as_json else f"{sweep_table(points)}\n\ncurves: {out / 'sweep.svg'}")

@@ -115,7 +115,14 @@ def inspect_results(report: InspectReport, *, seconds: float) -> dict[str, Any]:
             {**asdict(check), "verdict": check.verdict, "readings": [asdict(each) for each in check.readings]}
             for check in report.checks
         ],
-        "doses": [asdict(dose) for dose in report.doses],
+        "doses": [
+            {
+                "variant": asdict(dose.variant),
+                "forget_rows": dose.forget_rows,
+                "readings": [*map(asdict, dose.readings)],
+            }
+            for dose in report.doses
+        ],
         "failing_subjects": [asdict(each) for each in report.failing_subjects],
         "quarantine": quarantine(report),
         "notes": list(report.notes),

@@ -2,7 +2,7 @@
 
 from vgid.stage1_teacher.diagnose.gates import GATES, Gate
 from vgid.stage1_teacher.diagnose.inspection import inspect_cache
-from vgid.stage1_teacher.diagnose.report import Check, Dose, InspectReport, Reading, SubjectReading
+from vgid.stage1_teacher.diagnose.report import Check, Dose, InspectReport, Reading, Row, SubjectReading
 from vgid.stage1_teacher.diagnose.variants import Interventions, Taught, Variant
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "InspectReport",
     "Interventions",
     "Reading",
+    "Row",
     "SubjectReading",
     "Taught",
     "Variant",

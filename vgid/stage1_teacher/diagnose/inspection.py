@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from vgid.stage1_teacher.diagnose.variants import (
     find_variants,
     taught_by_default,
 )
+from vgid.stage1_teacher.perturb import is_random
 
 if TYPE_CHECKING:
     import duckdb
@@ -120,14 +121,14 @@ def inspect_cache(
         total = len(CHECKS) + len(variants) - 1
         doses = []
         for variant, forget_rows in variants:
-            if variant != chosen:
+            if variant != replace(chosen, otherwise=None):
                 run = _Run.of(connection, opened, variant, taught, only=DOSE_READINGS)
                 doses.append(_dose(run, forget_rows, thresholds))
                 on_check(len(doses), total)
         run = _Run.of(
             connection, opened, chosen, taught, on_check=lambda done: on_check(len(variants) - 1 + done, total)
         )
-        doses.append(_dose(run, dict(variants)[chosen], thresholds))
+        doses.append(_dose(run, dict(variants)[replace(chosen, otherwise=None)], thresholds))
         rows_used, left_out = connection.sql("SELECT count(*), sum(twins) FROM picked").fetchall()[0]
     readings = run.readings(thresholds)
     notes = list(judge_notes)
@@ -300,6 +301,8 @@ class _Run:
             return "pass", reading.missing
         if reading.name.startswith("D9") and "noise" not in self._view("forget", "image"):
             return "info", "no noise trains, so there are no draws"
+        if reading.name.startswith("D9") and not is_random((self.variant.perturbation or "").split("@")[0]):
+            return "info", "the perturbation is the same in every draw"
         if (reading.name, self.variant.view) in (("D10.noise", "icu"), ("D10.icu", "noise")):
             return "info", "the variant has no such intervention"
         part = reading.parts[0]
@@ -436,14 +439,19 @@ def _other(opened: Cache, place: str, cache: Path | str | Store | None) -> pa.Ta
 def _variant_table(variant: Variant, opened: Cache) -> pa.Table:
     vocab_size = opened.manifest.teacher.get("vocab_size")
     kinds = [("perturbation", pa.string()), ("strength", pa.float64()), ("noise_seed", pa.int64())]
-    kinds += [("icu_id", pa.string()), ("engine_id", pa.string())]
+    kinds += [("icu_id", pa.string()), ("otherwise", pa.string()), ("engine_id", pa.string())]
     columns = {name: [getattr(variant, name)] for name, _ in kinds}
     return pa.table({**columns, "vocab_size": [vocab_size]}, schema=pa.schema([*kinds, ("vocab_size", pa.int64())]))
 
 
 def _dose(run: _Run, forget_rows: int, gates: Mapping[str, Gate]) -> Dose:
     readings = run.readings(gates)
-    return Dose(variant=run.variant, forget_rows=forget_rows, readings=tuple(readings[name] for name in DOSE_READINGS))
+    return Dose(
+        variant=run.variant,
+        forget_rows=forget_rows,
+        readings=tuple(readings[name] for name in DOSE_READINGS),
+        rows=tuple(run.rows()),
+    )
 
 
 def _dose_order(variant: Variant) -> tuple[str, str, float, int]:

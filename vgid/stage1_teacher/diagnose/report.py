@@ -97,6 +97,8 @@ class Dose:
     variant: Variant
     forget_rows: int
     readings: tuple[Reading, ...]
+    rows: tuple[Row, ...]
+    """Every measure of their checks, by view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

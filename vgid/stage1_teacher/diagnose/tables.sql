@@ -10,9 +10,12 @@ FROM targets, variant
 WHERE targets.engine_id = variant.engine_id
   AND (NOT contains(view, 'noise') OR (targets.perturbation = variant.perturbation
        AND targets.strength = variant.strength AND targets.noise_seed = variant.noise_seed))
-  AND (NOT contains(view, 'icu') OR targets.icu_id = variant.icu_id)
+  AND (NOT contains(view, 'icu') OR targets.icu_id IN (variant.icu_id, variant.otherwise))
 -- An earlier state of the data, or another limit, makes a second row of the same question: one of them is taken.
-QUALIFY row_number() OVER (PARTITION BY example_id, view, response_kind, draw, sample ORDER BY target_id) = 1;
+QUALIFY row_number() OVER (
+    PARTITION BY example_id, view, response_kind, draw, sample
+    ORDER BY targets.icu_id IS NOT DISTINCT FROM variant.otherwise, target_id
+) = 1;
 
 -- One row a token. The stored values lie on the fp16 grid, off by up to 1/2048 of themselves: `slack` is what that can
 -- move the entropy by. Of the tail only the mass t is known, and its entropy lies between -t ln t (all of it on one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vgid.errors import ConfigError
@@ -16,6 +16,8 @@ class Interventions(NamedTuple):
     strength: float | None
     noise_seed: int | None
     icu_id: str | None
+    otherwise: str | None = None
+    """Template of the questions that the first would give away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Variant:
     noise_seed: int | None
     icu_id: str | None
     engine_id: str
+    otherwise: str | None = None
+    """A second template that stands in for the first; only a recipe can tell that two belong together."""
 
     @property
     def view(self) -> str:
@@ -36,12 +40,13 @@ class Variant:
     @property
     def interventions(self) -> Interventions:
         """The setting, whichever engine computed it."""
-        return Interventions(self.perturbation, self.strength, self.noise_seed, self.icu_id)
+        return Interventions(self.perturbation, self.strength, self.noise_seed, self.icu_id, self.otherwise)
 
     def describe(self) -> str:
         """In words."""
         noise = f"{self.perturbation} {self.strength:g}, seed {self.noise_seed}" if self.perturbation else "no noise"
-        return f"{noise}, {f'icu {self.icu_id}' if self.icu_id else 'no instruction'}"
+        icu = f"icu {self.icu_id}" if self.icu_id else "no instruction"
+        return f"{noise}, {icu}" + (f" or {self.otherwise}" if self.otherwise else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +105,11 @@ def choose(
         and strength in (None, variant.strength)
         and icu_id in (None, variant.icu_id)
     ]
+    for variant in fitting:
+        if prefer is not None and variant.interventions == prefer._replace(otherwise=None):
+            return replace(variant, otherwise=prefer.otherwise)
     if fitting:
-        return next((variant for variant in fitting if variant.interventions == prefer), fitting[0])
+        return fitting[0]
     asked = {"--perturbation": perturbation, "--strength": strength, "--icu": icu_id}
     said = " ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     there = "; ".join(variant.describe() for variant, _ in variants)
