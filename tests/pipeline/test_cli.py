@@ -53,8 +53,10 @@ def test_help_teaches_every_command_with_an_example():
             ["demo"],
         ),
         *(["cache", "status"], ["cache", "verify"], ["cache", "erase"]),
+        *("teacher generate", "teacher inspect", "teacher sweep", "distill", "evaluate", "sql", "data check", "demo"),
+        *("cache status", "cache verify", "cache erase"),
     ):
-        shown = vgid(*command, "--help")
+        shown = vgid(*command.split(), "--help")
         assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
 
 

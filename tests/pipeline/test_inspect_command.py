@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,10 @@ from vgid.pipeline.results import METRIC_FIELDS
 from vgid.pipeline.teacher import prepare_teacher, run_teacher
 from vgid.stage1_teacher.diagnose import inspect_cache
 from vgid.stage1_teacher.diagnose.plan import diagnostic_plan, sample_subjects
-from vgid.stage1_teacher.icu import TEMPLATES
+from vgid.stage1_teacher.icu import IcuSettings, icu_id_of
+from vgid.stage1_teacher.settings import PerturbationSettings
 
+IDLE = IcuSettings(text="Please answer.")
 GOOD: dict[str, Any] = {"strength": 1.0, "icu_id": "generic-v1"}
 PLANS = {
     "reference": (
@@ -59,19 +60,17 @@ def few_questions(recipe: Recipe, folder: Path) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Iterator[str]:
+def cache(tmp_path_factory) -> str:
     recipe, folder = load_recipe("fictitious")
     examples = few_questions(recipe, folder)
     plan = diagnostic_plan(recipe.teacher.plan or (), examples)
     out = tmp_path_factory.mktemp("teachers") / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TEMPLATES, "idle", "Please answer.")
-        for strength, icu in ((1.0, "generic-v1"), (0.1, "generic-v1"), (1.0, "idle")):
-            noise = recipe.teacher.perturbation.model_copy(update={"strength": strength, "draws": 2})
-            teacher = recipe.teacher.model_copy(update={"perturbation": noise, "icu": icu, "plan": plan})
-            job = prepare_teacher(recipe.model_copy(update={"teacher": teacher}), examples, engine="transformers")
-            run_teacher(job, out)
-        yield str(out)
+    for strength, icu in ((1.0, "generic-v1"), (0.1, "generic-v1"), (1.0, IDLE)):
+        noise = PerturbationSettings(name="gaussian", strength=strength, draws=2)
+        teacher = recipe.teacher.model_copy(update={"perturbation": noise, "icu": icu, "plan": plan})
+        job = prepare_teacher(recipe.model_copy(update={"teacher": teacher}), examples, engine="transformers")
+        run_teacher(job, out)
+    return str(out)
 
 
 def test_a_good_teacher_passes_every_gate_that_its_cache_can_answer(cache):
@@ -87,7 +86,7 @@ def test_a_good_teacher_passes_every_gate_that_its_cache_can_answer(cache):
     ("options", "plan", "failed"),
     [
         ({"strength": 0.1}, None, {"D10.noise"}),
-        ({"icu_id": "idle"}, None, {"D10.icu", "D15.told", "D15.path_ratio"}),
+        ({"icu_id": icu_id_of(IDLE)}, None, {"D10.icu", "D15.told", "D15.path_ratio"}),
         (GOOD, "reference", {"D3.trained"}),
         (GOOD, "retain like forget", {"D6.retain", "D11.collateral"}),
     ],
@@ -117,9 +116,9 @@ def test_the_variants_of_a_cache_stand_side_by_side(cache):
     report, _ = run_inspect(cache, recipe="fictitious")
     assert (report.variant.strength, report.variant.icu_id) == (1.0, "generic-v1"), "the recipe's own"
     doses = {(dose.variant.strength, dose.variant.icu_id): dose for dose in report.doses}
-    assert set(doses) == {(1.0, "generic-v1"), (0.1, "generic-v1"), (1.0, "idle")}
+    assert set(doses) == {(1.0, "generic-v1"), (0.1, "generic-v1"), (1.0, icu_id_of(IDLE))}
     noise = {key: next(r for r in dose.readings if r.name == "D10.noise").value_low or 0 for key, dose in doses.items()}
-    assert noise[1.0, "generic-v1"] == pytest.approx(noise[1.0, "idle"])
+    assert noise[1.0, "generic-v1"] == pytest.approx(noise[1.0, icu_id_of(IDLE)])
     assert noise[1.0, "generic-v1"] > 100 * noise[0.1, "generic-v1"]
 
 

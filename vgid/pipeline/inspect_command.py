@@ -15,6 +15,7 @@ from vgid.pipeline.console import progress, table
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.results import build_results, write_results
 from vgid.stage1_teacher.diagnose import Dose, InspectReport, Interventions, Reading, Taught, inspect_cache
+from vgid.stage1_teacher.icu import IcuSettings, icu_id_of
 from vgid.stage1_teacher.settings import DEFAULT_PLAN
 
 _BY_VIEW = {
@@ -87,7 +88,8 @@ def taught_rows(recipe: Recipe) -> tuple[Taught, ...]:
         (each, entry.modality or each.modality)
         for each in recipe.distill.targets
         for entry in recipe.teacher.plan or DEFAULT_PLAN
-        if (each.split, each.view, each.response_kind) == (entry.split, entry.view, entry.response_kind)
+        if (each.split, each.view) == (entry.split, entry.view)
+        and each.response_kind in entry.response_kinds
         and (each.modality is None or entry.modality in (None, each.modality))
     ]
     rows = [
@@ -98,9 +100,15 @@ def taught_rows(recipe: Recipe) -> tuple[Taught, ...]:
 
 
 def interventions(recipe: Recipe) -> Interventions:
-    """The recipe's own setting."""
-    noise = recipe.teacher.perturbation
-    return Interventions(noise.name, noise.strength, recipe.teacher.seed, recipe.teacher.icu)
+    """The recipe's own setting, as its rows have it."""
+    noise, icu, seed = recipe.teacher.perturbation, recipe.teacher.icu, recipe.teacher.seed
+    return Interventions(
+        perturbation=None if noise is None else noise.label,
+        strength=None if noise is None else noise.strength,
+        noise_seed=None if noise is None else seed,
+        icu_id=None if icu is None else icu_id_of(icu),
+        otherwise=icu.otherwise if isinstance(icu, IcuSettings) else None,
+    )
 
 
 def inspect_results(report: InspectReport, *, seconds: float) -> dict[str, Any]:

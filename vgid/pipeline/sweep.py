@@ -22,7 +22,7 @@ from vgid.pipeline.results import build_results, with_temporary, write_results
 from vgid.pipeline.teacher import prepare_teacher, run_teacher
 from vgid.stage1_teacher.diagnose import Dose, InspectReport, Row, inspect_cache
 from vgid.stage1_teacher.diagnose.plan import DRAWS, diagnostic_plan, sample_subjects
-from vgid.stage1_teacher.engines.protocol import EngineName
+from vgid.stage1_teacher.options import EngineName
 from vgid.stage1_teacher.perturb import is_random
 from vgid.stage1_teacher.settings import DEFAULT_PLAN, TeacherSettings
 
@@ -85,7 +85,8 @@ def run_sweep(
         ConfigError: a strength or name is wrong, or the data has nothing to forget.
     """
     started = time.monotonic()
-    chosen = sample_subjects(examples, subjects)
+    quarantined = {each.subject for each in recipe.teacher.quarantine}
+    chosen = sample_subjects((each for each in examples if each.subject_id not in quarantined), subjects)
     grid = list(
         sweep_grid(recipe.teacher, chosen, strengths=strengths, templates=templates, perturbations=perturbations)
     )
@@ -135,7 +136,7 @@ def sweep_grid(
                 draws = max(DRAWS, noise.get("draws", 1)) if name and is_random(name) else 1
                 changed = {"perturbation": {**noise, "name": name, "strength": strength, "draws": draws}, "icu": icu}
                 try:
-                    yield TeacherSettings.model_validate(own | changed | {"plan": plan})
+                    yield TeacherSettings.model_validate(own | changed | {"plan": plan, "quarantine": ()})
                 except ValidationError as error:
                     reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                     raise ConfigError(f"sweep of {name} {strength:g} with icu {icu}: {reason}") from error
@@ -193,15 +194,15 @@ def draw_curves(points: Sequence[Point], path: Path) -> None:
         for row, name in zip(axes, names, strict=True):
             strengths = sorted({point.strength or 0 for point in points if point.perturbation == name})
             for panel, curve in zip(row, CURVES, strict=True):
-                for (view, icu_id), line in _lines(points, name).items():
+                for number, ((view, icu_id), line) in enumerate(_lines(points, name).items()):
                     known = [(point.strength, point.get(curve)) for point in line if point.get(curve) is not None]
                     if not known:
                         continue
-                    label = f"{view} {icu_id}" if icu_id else view
+                    style = {"label": f"{view} {icu_id}" if icu_id else view, "color": f"C{number}"}
                     if "noise" in view:
-                        panel.plot(*zip(*known, strict=True), marker="o", markersize=3, label=label)
+                        panel.plot(*zip(*known, strict=True), marker="o", markersize=3, **style)
                     else:  # no noise in it: the same at every strength
-                        panel.plot(strengths, [known[0][1]] * len(strengths), linestyle="--", label=label)
+                        panel.plot(strengths, [known[0][1]] * len(strengths), linestyle="--", **style)
                 panel.set_title(curve)
                 panel.set_xlabel(f"strength of {name}")
         handles, labels = axes[0][0].get_legend_handles_labels()

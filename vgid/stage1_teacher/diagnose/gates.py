@@ -45,7 +45,7 @@ GATES: Mapping[str, Gate] = {
     "D2.path_ratio": Gate(direction="<=", threshold=0.1, source=_METHOD),
     "D3.trained": Gate(direction="<=", threshold=0.1, source="as D2"),
     "D4.walked": Gate(direction="<=", threshold=0.05, source="as D1"),
-    "D6.retain": Gate(direction="<=", threshold=0.1, source=_OURS),
+    "D6.retain": Gate(direction="<=", threshold=0.2, source=_OURS),
     "D7.entropy": Gate(direction="<=", threshold=0.5, source=_OURS),
     "D8.forget": Gate(direction="<=", threshold=0.05, source=_METHOD),
     "D8.retain": Gate(direction="<=", threshold=0.05, source=_METHOD),
