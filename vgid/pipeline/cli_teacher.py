@@ -24,8 +24,8 @@ from vgid.pipeline.cli_options import (
     print_record,
     print_rows,
 )
-from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
 from vgid.pipeline.console import say
+from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
 
 app = typer.Typer(
     help="Stage one: the frozen base under intervention writes targets into a cache.", no_args_is_help=True
@@ -103,7 +103,7 @@ def teacher_generate(
         expires=expires,
         options=options,
     )
-    record = asdict(result) | {"cache": out, "engine": engine}
+    record = asdict(result) | {"quarantined": len(loaded.teacher.quarantine), "cache": out, "engine": engine}
     if limit is not None and result.generated:
         record["prediction"] = teacher.predict_whole(job, result, out)
     print_record(record, as_json=as_json)
