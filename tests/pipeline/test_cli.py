@@ -42,18 +42,10 @@ def cache(tmp_path_factory) -> Path:
 
 def test_help_teaches_every_command_with_an_example():
     for command in (
-        *(
-            ["teacher", "generate"],
-            ["teacher", "presets"],
-            ["distill"],
-            ["evaluate"],
-            ["sql"],
-            ["data", "check"],
-            ["demo"],
-        ),
-        *(["cache", "status"], ["cache", "verify"], ["cache", "erase"]),
+        *("teacher generate", "teacher presets", "teacher inspect", "teacher sweep", "distill", "evaluate", "sql"),
+        *("data check", "demo", "cache status", "cache verify", "cache erase"),
     ):
-        shown = vgid(*command, "--help")
+        shown = vgid(*command.split(), "--help")
         assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
 
 
@@ -107,6 +99,35 @@ def test_flags_are_frozen():
                 "--perturbation",
                 "--strengths",
                 "--overwrite",
+                "--set",
+                "--json",
+            ]
+        ),
+        "teacher inspect": sorted(
+            [
+                "cache",
+                "--recipe",
+                "--perturbation",
+                "--strength",
+                "--icu",
+                "--retain-only",
+                "--student",
+                "--strict",
+                "--quarantine",
+                "--out",
+                "--set",
+                "--json",
+            ]
+        ),
+        "teacher sweep": sorted(
+            [
+                "recipe",
+                "--out",
+                "--strengths",
+                "--icu",
+                "--perturbations",
+                "--subjects",
+                "--engine",
                 "--set",
                 "--json",
             ]
@@ -200,6 +221,8 @@ def test_data_check_says_what_the_data_holds():
         (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),
         (["sql", "X", "SELECT 1"], 1, "X"),
         (["cache", "status", "X"], 1, "vgid teacher generate"),
+        (["teacher", "inspect", "X"], 1, "vgid teacher generate"),
+        (["teacher", "sweep", "fictitious", "--out", "X", "--strengths", "high"], 2, "0.5,1"),
         (["cache", "verify", "X"], 1, "vgid teacher generate"),
         (["frobnicate"], 2, "frobnicate"),
     ],

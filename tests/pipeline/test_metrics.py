@@ -1,11 +1,10 @@
-"""Scores against rouge-score itself and against hand-made cases; intervals by subject."""
+"""Scores against rouge-score itself and against hand-made cases."""
 
-import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from vgid.data.examples import Example
-from vgid.pipeline.metrics import aggregate, bootstrap_interval, score_answer
+from vgid.pipeline.metrics import aggregate, score_answer
 
 
 def example(**changes: object) -> Example:
@@ -79,19 +78,3 @@ def test_every_level_is_reported_once_and_absent_fields_mean_all():
 def test_samples_without_the_metric_are_not_counted_as_zero():
     rows = aggregate([sample("a", 1.0), sample("a", 0.0) | {"leak": None}], model="m", metrics=["leak"])
     assert {(row["value"], row["n"]) for row in rows} == {(1.0, 1)}
-
-
-def test_interval_resamples_subjects_not_questions():
-    values, one_subject = [1.0] * 50 + [0.0] * 50, ["a"] * 100
-    assert bootstrap_interval(values, one_subject) == (None, None)
-    low, high = bootstrap_interval(values, ["a"] * 50 + ["b"] * 50)
-    assert (low, high) == (0.0, 1.0)
-
-
-def test_interval_of_independent_subjects_matches_the_normal_approximation():
-    rng = np.random.default_rng(0)
-    values = rng.random(400)
-    low, high = bootstrap_interval(list(values), [str(i) for i in range(400)])
-    assert low is not None and high is not None
-    half = 1.96 * values.std() / 20
-    assert np.isclose(high - low, 2 * half, rtol=0.15) and low < values.mean() < high

@@ -1,12 +1,14 @@
 """Recipes: strict, overridable, and every shipped one valid."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from vgid.errors import ConfigError
 from vgid.pipeline.recipe import load_examples, load_preset, load_recipe, shipped_presets, shipped_recipes
+from vgid.stage1_teacher.icu import IcuSettings
 
 
 def written(tmp_path: Path, **changes: object) -> str:
@@ -37,6 +39,7 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path):
 
 def test_an_override_replaces_one_value():
     recipe, _ = load_recipe("fictitious", overrides=["distill.alpha=2.5", "teacher.perturbation.strength=0.5"])
+    assert recipe.teacher.perturbation is not None
     assert (recipe.distill.alpha, recipe.teacher.perturbation.strength) == (2.5, 0.5)
     assert recipe.distill.beta == load_recipe("fictitious")[0].distill.beta
 
@@ -83,14 +86,14 @@ def test_an_unknown_recipe_is_an_error_that_lists_the_shipped_ones():
         load_recipe("no-such-recipe")
 
 
-MINIMAL = {
+MINIMAL: dict[str, Any] = {
     "model": "fictitious:base",
     "data": {"world": "shipped"},
     "teacher": {"dtype": "float32", "num_topk": 20},
 }
 
 
-def saved(tmp_path: Path, values: dict) -> str:
+def saved(tmp_path: Path, values: dict[str, Any]) -> str:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
@@ -131,6 +134,7 @@ def test_an_unknown_preset_is_an_error_that_lists_them(tmp_path):
 def test_an_instruction_may_stand_in_a_file_beside_the_recipe(tmp_path):
     (tmp_path / "forget.j2").write_text("Forget {{ subject_name }}.\n")
     recipe, _ = load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper"} | teacher(icu={"file": "forget.j2"})))
+    assert isinstance(recipe.teacher.icu, IcuSettings)
     assert recipe.teacher.icu.text == "Forget {{ subject_name }}."
 
 
@@ -143,7 +147,7 @@ def test_a_bad_instruction_file_is_an_error_that_names_it(icu, words, tmp_path):
         load_recipe(saved(tmp_path, MINIMAL | {"preset": "paper"} | teacher(icu=icu)))
 
 
-def teacher(**changes: object) -> dict:
+def teacher(**changes: object) -> dict[str, Any]:
     return {"teacher": MINIMAL["teacher"] | changes}
 
 

@@ -12,7 +12,7 @@ from vgid.stage1_teacher.generate import pilot_of_plan
 from vgid.stage1_teacher.icu import IcuSettings
 from vgid.stage1_teacher.perturb import PIXEL_FORM
 from vgid.stage1_teacher.plan import cache_settings, make_plan, shard_of_plan
-from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, SamplingSettings, TeacherSettings
+from vgid.stage1_teacher.settings import PerturbationSettings, PlanEntry, Quarantined, SamplingSettings, TeacherSettings
 
 TEACHER = {"weights_fingerprint": "w", "tokenizer_sha256": "t", "vocab_size": 100}
 
@@ -294,3 +294,18 @@ def test_a_view_without_its_setting_is_an_error_and_other_views_do_not_need_it(v
 def test_settings_that_would_make_one_target_twice_or_mean_nothing_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_subjects_in_quarantine_are_left_out_of_the_forget_plan_and_nothing_else_changes():
+    quarantine = (Quarantined(subject="forget1", reason="it still tells the truth"),)
+    left = plan(quarantine=quarantine)
+    assert {row.target_id for row in plan()} - {row.target_id for row in left} == {
+        row.target_id for row in plan() if row.example.subject_id == "forget1"
+    }
+    assert len(left) < len(plan()) and {row.example.split for row in left} == {row.example.split for row in plan()}
+
+
+@pytest.mark.parametrize("subject", ["nobody", "retain14"])
+def test_a_quarantined_subject_that_is_not_to_be_forgotten_is_an_error(subject):
+    with pytest.raises(ConfigError, match=f"teacher.quarantine: subject '{subject}' is not among those to forget"):
+        plan(quarantine=(Quarantined(subject=subject, reason="a slip"),))

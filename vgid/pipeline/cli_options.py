@@ -53,12 +53,20 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def parse_strengths(text: str | None) -> tuple[float, ...]:
-    """`0,0.5,1` as numbers; nothing if nothing was asked for."""
+def parse_names(text: str | None) -> list[str]:
+    """`a,b` as a list; nothing for None."""
+    return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_numbers(text: str, *, option: str) -> list[float]:
+    """`0.5,1` as numbers."""
     try:
-        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+        numbers = [float(name) for name in parse_names(text)]
     except ValueError as error:
-        raise ConfigError(f"--strengths {text!r}: expected numbers with commas between, for example 0,0.5,1") from error
+        raise ConfigError(f"{option} {text!r}: expected numbers with commas between them, for example 0.5,1") from error
+    if not numbers:
+        raise ConfigError(f"{option} {text!r}: expected at least one number, for example 0.5,1")
+    return numbers
 
 
 def print_rows(rows: list[dict[str, Any]], *, as_json: bool, columns: list[str]) -> None:

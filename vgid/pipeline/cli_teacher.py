@@ -11,18 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from vgid.pipeline.cli_options import (
+    CacheArg,
     EngineOption,
     JsonOption,
     RecipeArg,
     SetOption,
     parse_engine,
     parse_expiry,
+    parse_names,
+    parse_numbers,
     parse_profile,
     parse_shard,
-    parse_strengths,
     print_record,
     print_rows,
 )
+from vgid.pipeline.console import say
 from vgid.pipeline.launch import check_launcher
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineOptions
 
@@ -125,7 +128,7 @@ def teacher_generate(
         result = run_ray(job, order, workers=workers, address=ray_address)
     else:
         result = teacher.run_teacher(job, out, shard=(index, count), limit=limit, options=options, **writing)
-    record = asdict(result) | {"cache": out, "engine": engine}
+    record = asdict(result) | {"quarantined": len(job.recipe.teacher.quarantine), "cache": out, "engine": engine}
     if limit is not None and result.generated:
         record["prediction"] = teacher.predict_whole(job, result, out)
     print_record(record, as_json=as_json)
@@ -181,7 +184,7 @@ def teacher_preview(
         count=examples,
         split=split,
         perturbation=perturbation,
-        strengths=parse_strengths(strengths),
+        strengths=() if strengths is None else tuple(parse_numbers(strengths, option="--strengths")),
         overwrite=overwrite,
     )
     if as_json:
@@ -190,3 +193,93 @@ def teacher_preview(
     for row in rows:
         print(f"--- {row.example_id} · {row.view}", *map(spelt_out, row.prompt.splitlines()), "", sep="\n")
     print(out)
+
+
+@app.command("inspect")
+def teacher_inspect(
+    cache: CacheArg,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Recipe whose data knows the facts, and whose distill.targets say what trains."),
+    ] = None,
+    perturbation: Annotated[
+        str | None, typer.Option("--perturbation", help="Which variant, where the cache holds several.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="The same, by strength.")] = None,
+    icu: Annotated[str | None, typer.Option("--icu", help="The same, by ICU template.")] = None,
+    retain_only: Annotated[
+        str | None, typer.Option("--retain-only", help="Cache of a model that never saw the forget set (D18).")
+    ] = None,
+    student: Annotated[str | None, typer.Option("--student", help="Cache of a student (D17).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a gate fails.")] = False,
+    quarantine: Annotated[
+        Path | None, typer.Option("--quarantine", help="Write the failing subjects to this file, as YAML for a recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Directory for results.json and samples.parquet.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge cached targets before anybody trains on them: leak, refusal, entropy, stability, selectivity, with gates.
+
+    Example: vgid teacher inspect runs/cache --recipe fictitious
+    """
+    from vgid.pipeline.inspect_command import quarantine_yaml, report_text, run_inspect
+
+    report, results = run_inspect(
+        cache,
+        recipe=recipe,
+        overrides=overrides or [],
+        perturbation=perturbation,
+        strength=strength,
+        icu_id=icu,
+        retain_only=retain_only,
+        student=student,
+        out=out,
+    )
+    print(json.dumps(results) if as_json else report_text(report))
+    if quarantine is not None:
+        quarantine.write_text(quarantine_yaml(report), encoding="utf-8")
+    if strict and report.failed:
+        say(f"error: gates failed: {', '.join(reading.name for reading in report.failed)}")
+        raise typer.Exit(1)
+
+
+@app.command("sweep")
+def teacher_sweep(
+    recipe: RecipeArg,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the cache, sweep.svg and results.json.")],
+    strengths: Annotated[
+        str, typer.Option("--strengths", help="Of every perturbation, with commas between them.")
+    ] = "0.25,0.5,0.75,1",
+    icu: Annotated[
+        str | None, typer.Option("--icu", help="ICU templates, with commas between them; default: the recipe's.")
+    ] = None,
+    perturbations: Annotated[
+        str | None, typer.Option("--perturbations", help="Perturbations, the same way; default: the recipe's.")
+    ] = None,
+    subjects: Annotated[
+        int, typer.Option("--subjects", min=2, help="How many subjects of forget, and as many of retain.")
+    ] = 4,
+    engine: EngineOption = "vllm",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try strengths and templates on a few subjects and draw leak, refusal, entropy and selectivity over the strength.
+
+    Example: vgid teacher sweep fictitious --out runs/sweep --strengths 0.5,1 --subjects 2 --engine transformers
+    """
+    from vgid.pipeline.recipe import load_examples, load_recipe
+    from vgid.pipeline.sweep import run_sweep, sweep_table
+
+    loaded, folder = load_recipe(recipe, overrides=overrides or [])
+    _, points, results = run_sweep(
+        loaded,
+        load_examples(loaded.data, folder=folder),
+        out,
+        strengths=parse_numbers(strengths, option="--strengths"),
+        templates=parse_names(icu),
+        perturbations=parse_names(perturbations),
+        subjects=subjects,
+        engine=parse_engine(engine),
+    )
+    print(json.dumps(results) if as_json else f"{sweep_table(points)}\n\ncurves: {out / 'sweep.svg'}")

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from vgid.data.bootstrap import bootstrap_interval
 from vgid.data.examples import Example
 from vgid.data.judge import leaks, normalise, refuses
 
-RESAMPLES = 1000
 DIMENSIONS = ("split", "task", "modality", "photo", "phrasing")
 LEVELS = (("split",), ("split", "task"), ("split", "task", "modality"), DIMENSIONS)
 
@@ -65,25 +65,6 @@ def aggregate(samples: Sequence[Mapping[str, Any]], *, model: str, metrics: Iter
                 place = dict.fromkeys(DIMENSIONS) | dict(zip(level, key, strict=True))
                 rows.append({"metric": metric, "model": model, **place, **_summary(members, metric)})
     return _without_repeats(rows)
-
-
-def bootstrap_interval(
-    values: Sequence[float], subjects: Sequence[str], *, seed: int = 0
-) -> tuple[float, float] | tuple[None, None]:
-    """95% percentile interval of the mean, resampling whole subjects (answers about one person are not independent).
-
-    Returns:
-        Low and high; None for a single subject, about whose likeness to others nothing is known.
-    """
-    names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    if len(names) < 2:
-        return None, None
-    totals = np.bincount(index, weights=np.asarray(values, np.float64))
-    counts = np.bincount(index)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    means = (draws @ totals) / (draws @ counts)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _summary(members: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vgid.cache.writer import CacheWriter
 from vgid.data.chat import check_examples, end_of_turn_id, end_of_turn_ids, load_processor
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model
-from vgid.pipeline.console import progress
+from vgid.pipeline.console import progress, say
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.engines import Teacher, build_teacher
@@ -78,6 +78,9 @@ def prepare_teacher(
     engine_id = engine_identity(engine, dtype=settings.dtype, head_dtype=settings.head_dtype)
     processor = load_processor(directory)
     plan = make_plan(examples, settings=settings, teacher=teacher, engine_id=engine_id)
+    if settings.quarantine:
+        said = "; ".join(f"{each.subject} ({each.reason})" for each in settings.quarantine)
+        say(f"quarantine: {len(settings.quarantine):,} subjects are left out of the forget plan: {said}")
     check_model(directory, processor, num_topk=settings.num_topk, vocab_size=int(teacher["vocab_size"]))
     for forced in (False, True):
         asked = [planned.example for planned in plan if (planned.response_kind == "reference") == forced]
@@ -159,6 +162,8 @@ def cache_writer(
     digest = {"digest": plan_digest(job.plan), "rows": len(job.plan), "buckets": NUM_BUCKETS, "model": recipe.model}
     if recipe.preset is not None:
         digest |= {"preset": recipe.preset, "departures": list(recipe.departures)}
+    if recipe.teacher.quarantine:
+        digest |= {"quarantined": len(recipe.teacher.quarantine)}
     return CacheWriter(
         out,
         teacher=job.teacher,

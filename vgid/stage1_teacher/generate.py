@@ -96,7 +96,7 @@ def generate(
     tokenizer = processor.tokenizer
     uncached = [planned for planned in plan if planned.target_id not in writer.done]
     missing = [planned for planned in uncached if not _is_erased(planned.example, writer)]
-    counts = {
+    counts: dict[str, Any] = {
         "planned": len(plan),
         "already_cached": len(plan) - len(uncached),
         "erased": len(uncached) - len(missing),

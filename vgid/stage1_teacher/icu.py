@@ -112,7 +112,7 @@ def instruct(settings: str | IcuSettings, example: Example) -> Instruction:
     """
     if isinstance(settings, str):
         settings = IcuSettings(template=settings)
-    first = _rendered(_icu_id(settings), _source(settings), example, settings.demonstrations)
+    first = _rendered(icu_id_of(settings), _source(settings), example, settings.demonstrations)
     if not leaks(first.text, example.facts):
         return first
     if settings.otherwise is None:
@@ -147,7 +147,10 @@ def with_instruction(question: str, instruction: str | None) -> str:
     return question if instruction is None else f"{instruction}\n{question}"
 
 
-def _icu_id(settings: IcuSettings) -> str:
+def icu_id_of(settings: str | IcuSettings) -> str:
+    """What rows call the instruction: the template's name, or one made of the own text."""
+    if isinstance(settings, str):
+        return settings
     if settings.template is not None:
         return settings.template
     return f"own-{sha256((settings.text or '').encode()).hexdigest()[:8]}"

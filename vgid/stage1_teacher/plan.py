@@ -51,7 +51,8 @@ def make_plan(
 ) -> list[PlannedTarget]:
     """List every target the recipe asks for, ordered by bucket.
 
-    Examples that the data marks as held out (photo or phrasing) are for evaluation and never planned.
+    Examples that the data marks as held out (photo or phrasing) are for evaluation and never planned. Those to forget
+    of subjects in quarantine are not planned either.
 
     Args:
         examples: All examples of the data.
@@ -60,9 +61,11 @@ def make_plan(
         engine_id: From `engine_identity`.
 
     Raises:
-        ConfigError: a plan entry matches no example, or two entries ask for the same target.
+        ConfigError: a plan entry matches no example, two entries ask for the same target, or a subject in quarantine
+            is not in the data.
     """
-    trainable = [example for example in examples if "heldout" not in (example.photo, example.phrasing)]
+    known = _without_quarantined(examples, settings)
+    trainable = [example for example in known if "heldout" not in (example.photo, example.phrasing)]
     hashes: dict[bytes | str, str] = {}
     donors = _donors(trainable, settings, hashes)
     planned: dict[str, PlannedTarget] = {}
@@ -204,6 +207,15 @@ def _order(target: PlannedTarget) -> tuple[int, str, bool, int, str, str, str]:
         target.example.example_id,
         target.target_id,
     )
+
+
+def _without_quarantined(examples: Iterable[Example], settings: TeacherSettings) -> list[Example]:
+    known, quarantined = list(examples), {each.subject for each in settings.quarantine}
+    if unknown := quarantined - {example.subject_id for example in known if example.split == "forget"}:
+        raise ConfigError(
+            f"teacher.quarantine: subject {min(unknown)!r} is not among those to forget; correct it, or take it out"
+        )
+    return [example for example in known if example.split != "forget" or example.subject_id not in quarantined]
 
 
 def _matches(entry: PlanEntry, example: Example) -> bool:

@@ -88,6 +88,15 @@ class PlanEntry(Strict):
         return split == self.split and modality_fits and (self.tasks is None or task in self.tasks)
 
 
+class Quarantined(Strict):
+    """A subject whose targets are not made."""
+
+    subject: str
+    """Its `subject_id`, in the split to forget."""
+    reason: str = Field(min_length=1)
+    """Why; `vgid teacher inspect` writes it."""
+
+
 DEFAULT_PLAN = (
     PlanEntry(split="forget", modality="image", tasks=("facts",), view="noise+icu", response_kind="generated"),
     PlanEntry(split="forget", modality="text", tasks=("facts",), view="icu", response_kind="generated"),
@@ -119,6 +128,8 @@ class TeacherSettings(Strict):
     """Longest generated response; longer ones are marked `length`."""
     plan: tuple[PlanEntry, ...] | None = None
     """Which targets are made. None: `DEFAULT_PLAN`, less the entries the data has no example for."""
+    quarantine: tuple[Quarantined, ...] = ()
+    """Subjects left out of the forget plan: what the teacher says of them is not fit to be taught."""
 
     @model_validator(mode="after")
     def _check(self) -> TeacherSettings:

@@ -44,6 +44,8 @@ class TransformersTeacher:
             raise TeacherError(f"model {str(model)!r} does not load: {str(error).splitlines()[0]}") from error
         self._model: Any = loaded.eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if dtype == "float32":  # cuDNN would round the patch embedding's inputs to 10 bits of mantissa
+            torch.backends.cudnn.allow_tf32 = False
         if head_dtype is not None:
             compute_head_in(self._model, getattr(torch, head_dtype))
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
