@@ -217,10 +217,11 @@ def check_target(target: Target) -> None:
     shapes = target.topk_ids.shape, target.topk_logprobs.shape
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         raise CacheError(f"{where}: topk_ids and topk_logprobs have shapes {shapes[0]} and {shapes[1]}")
-    stored = target.topk_ids != NO_CANDIDATE
-    if (stored[:, 1:] > stored[:, :-1]).any() or np.isfinite(target.topk_logprobs[~stored]).any():
-        raise CacheError(f"{where}: an absent candidate (id {NO_CANDIDATE}) may only end a position and has -inf")
-    broken = [name for name, value in arrays.items() if np.isnan(value).any()]
+    if target.topk_ids.min(initial=0) < 0:
+        stored = target.topk_ids != NO_CANDIDATE
+        if (stored[:, 1:] > stored[:, :-1]).any() or np.isfinite(target.topk_logprobs[~stored]).any():
+            raise CacheError(f"{where}: an absent candidate (id {NO_CANDIDATE}) may only end a position and has -inf")
+    broken = [name for name, value in arrays.items() if value.dtype.kind == "f" and np.isnan(value).any()]
     if broken:
         raise CacheError(f"{where}: {broken[0]} holds NaN; the teacher's logits were not finite")
 

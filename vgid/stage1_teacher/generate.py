@@ -256,7 +256,7 @@ def _target(
         sample=planned.sample,
         engine_id=engine_id,
         finish_reason=response.finish_reason,
-        response_text=tokenizer.decode(response.token_ids.tolist(), skip_special_tokens=True),
+        response_text=tokenizer.decode(response.token_ids, skip_special_tokens=True),
         image_sha256=planned.image_sha256,
         pixel_sha256=prepared.request.pixel_sha256,
         prompt_sha256=sha256(prompt.encode()).hexdigest(),

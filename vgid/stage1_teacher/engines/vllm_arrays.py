@@ -46,7 +46,10 @@ class Tap:
         found = sum(len(step[1]) for step in steps)
         if found < count or not count:
             raise TeacherError(f"request {request_id!r}: vLLM returned {found} of {count} rows")
-        ids, logprobs, ranks = (np.concatenate([np.asarray(step[n]) for step in steps])[-count:] for n in range(3))
+        if len(steps) > 1:
+            ids, logprobs, ranks = (np.concatenate([step[part] for step in steps])[-count:] for part in range(3))
+        else:  # prompt log-probabilities: all rows at once, as tensors
+            ids, logprobs, ranks = (np.asarray(steps[0][part])[-count:] for part in range(3))
         return Rows(ids.astype(np.int32), logprobs.astype(np.float32), ranks.astype(np.int32))
 
     def forget(self) -> None:
