@@ -39,6 +39,8 @@ class Questions:
     data_name: str
     """What the results call the data."""
     dtype: str = "float32"
+    preset: str | None = None
+    """That the recipe takes, with the settings in which it departs from it."""
     revisions: Mapping[str, str] = field(default_factory=dict)
     """Pinned commit by Hugging Face id."""
 
@@ -97,6 +99,8 @@ def run_evaluate(
             rows += distance_rows(samples[name], samples["retrained"], model=name, seed=seed)
     everything = [sample for answers in samples.values() for sample in answers]
     described = {"evaluate": settings.model_dump(mode="json"), "engine": engine_identity(engine, dtype=asked.dtype)}
+    if asked.preset is not None:
+        described["preset"] = asked.preset
     results = build_results(settings=described, lineage=lineage, timings=timings, metrics=rows)
     if out is not None:
         write_results(results, everything, out)
@@ -109,7 +113,7 @@ def evaluation_data(
 ) -> Questions:
     """The questions of a recipe, a world's folder, or the shipped world; `dtype` overrides the recipe's."""
     folder = Path.cwd()
-    settings, usual_dtype, revisions = EvaluateSettings(), "float32", dict[str, str]()
+    settings, usual_dtype, revisions, preset = EvaluateSettings(), "float32", dict[str, str](), None
     if data == "shipped" or (Path(data) / "world.json").is_file():
         if overrides:
             raise ConfigError("--set needs a recipe as --data")
@@ -118,9 +122,15 @@ def evaluation_data(
         recipe, folder = load_recipe(data, overrides=overrides)
         source, settings, usual_dtype = recipe.data, recipe.evaluate, recipe.teacher.dtype
         revisions = {recipe.model: recipe.revision} if recipe.revision else revisions
+        preset = recipe.preset and " ".join([recipe.preset, *(f"(but {name})" for name in recipe.departures)])
     if per_cell is not None:
         settings = settings.model_copy(update={"per_cell": per_cell})
     examples = load_examples(source, folder=folder)
     return Questions(
-        examples=examples, settings=settings, data_name=data, dtype=dtype or usual_dtype, revisions=revisions
+        examples=examples,
+        settings=settings,
+        data_name=data,
+        dtype=dtype or usual_dtype,
+        preset=preset,
+        revisions=revisions,
     )
