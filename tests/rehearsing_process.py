@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vgid.pipeline import cli, teacher
+from vgid.stage1_teacher import generate
 from vgid.stage1_teacher.engines import Teacher, TeacherRequest, TeacherResponse
 from vgid.stage1_teacher.generate import pilot_of_plan
 
@@ -109,6 +110,7 @@ if __name__ == "__main__":
     job, recording = pickle.loads((folder / "recording").read_bytes())
     teacher.prepare = lambda *_, **__: job
     teacher.build_teacher = lambda *_, **__: recording
+    generate._MAX_UNCOMMITTED = 1  # recorded answers come at once; so a stop still finds rows that are not committed
     gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
     print("ready", flush=True)
     for line in sys.stdin:

@@ -69,7 +69,8 @@ def test_help_answers_in_under_a_second() -> None:
 
 def test_every_library_that_vgid_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["vllm"]
+    extras = project["optional-dependencies"]
+    requirements = project["dependencies"] + extras["vllm"] + extras["ray"]
     declared = {distribution_name(re.split(r"[<>=!~\[ ]", line)[0]) for line in requirements}
     names = {name for path in (ROOT / "vgid").rglob("*.py") for name in imported_names(path)}
     third_party = names - set(sys.stdlib_module_names) - {"vgid", "vllm"}  # vllm has one name in two distributions

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic_targets import IDENTITY, TEACHER
 
-from vgid.cache.manifest import Part, commit, load_manifest, manifest_name, purge_before
+from vgid.cache.manifest import Part, commit, load_manifest, manifest_name, purge_before, update
 from vgid.cache.store import LocalStore
 from vgid.errors import CacheError
 
@@ -88,6 +88,30 @@ def test_the_loser_of_a_race_is_asked_again_with_the_winners_manifest(tmp_path):
 
     assert [newest and newest.number for newest in seen] == [None, 1]
     assert (manifest.number, len(manifest.parts)) == (2, 2)
+
+
+def test_a_change_that_meets_what_a_newer_manifest_has_erased_begins_again_with_that(tmp_path):
+    store, seen = LocalStore(tmp_path), list[int]()
+    commit_parts(tmp_path, part("a"))
+
+    def change(newest):
+        seen.append(newest.number)
+        if len(seen) == 1:
+            commit_parts(tmp_path, part("b"))
+            raise CacheError("part a: cannot be read")
+        return newest
+
+    assert update(store, change).parts == (part("a"), part("b")) and seen == [1, 2]
+
+
+def test_a_change_that_fails_on_the_newest_manifest_fails(tmp_path):
+    commit_parts(tmp_path, part())
+
+    def change(newest):
+        raise CacheError("part 0: cannot be read")
+
+    with pytest.raises(CacheError, match="part 0: cannot be read"):
+        update(LocalStore(tmp_path), change)
 
 
 def test_a_directory_with_a_readme_of_its_own_is_not_taken_over(tmp_path):

@@ -162,7 +162,8 @@ def update(store: Store, change: Callable[[Manifest | None], Manifest]) -> Manif
     Args:
         store: Of the cache, made if missing.
         change: Given the manifest about to be replaced (None for a new cache), does what must be on disk before the
-            next one counts, and returns the next one. It is called again when another writer was faster.
+            next one counts, and returns the next one. It is called again when another writer was faster, also where
+            it met files that this writer had erased.
 
     Raises:
         CacheError: the newest manifest is damaged, or the disk refuses.
@@ -170,7 +171,13 @@ def update(store: Store, change: Callable[[Manifest | None], Manifest]) -> Manif
     with explained(store):
         for _ in range(_ATTEMPTS):
             newest = load_manifest(store)
-            changed = change(newest)
+            try:
+                changed = change(newest)
+            except CacheError:
+                # Whoever published a newer one may have erased files that this one names.
+                if newest is None or manifest_numbers(store)[-1:] == [newest.number]:
+                    raise
+                continue
             if changed is newest:
                 return changed
             following = replace(changed, number=newest.number + 1 if newest else 1, format_version=FORMAT_VERSION)
