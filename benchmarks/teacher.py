@@ -28,7 +28,7 @@ from vgid.cache.writer import CacheWriter
 from vgid.data.chat import end_of_turn_id
 from vgid.data.examples import Example
 from vgid.pipeline.console import table
-from vgid.stage1_teacher.engines import build_teacher
+from vgid.stage1_teacher.engines import KeptTeacher, build_teacher
 from vgid.stage1_teacher.generate import GenerateResult, generate, requests_of
 from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS
@@ -177,7 +177,7 @@ def generate_into(bench: Bench, out: Path, **options: Any) -> GenerateResult:
             bench.plan,
             settings=bench.settings,
             writer=writer,
-            load_teacher=lambda: _Open(bench.teacher),
+            load_teacher=lambda: KeptTeacher(bench.teacher),
             processor=bench.teacher.processor,
             end_of_turn_id=end_of_turn_id(bench.directory, bench.teacher.processor.tokenizer),
             **options,
@@ -229,16 +229,6 @@ def forget_caches(teacher: Any) -> None:
     engine.reset_prefix_cache()
     engine.reset_mm_cache()
     engine.reset_encoder_cache()
-
-
-class _Open:
-    """A teacher that stays open for the next pass."""
-
-    def __init__(self, teacher: Any) -> None:
-        self.engine_id, self.vocab_size, self.run = teacher.engine_id, teacher.vocab_size, teacher.run
-
-    def close(self) -> None:
-        """Nothing: whoever loaded it closes it."""
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_pass import assert_same_rows, rows_of
 
 from vgid.cache.erase import Selection, erase
 from vgid.cache.reader import open_cache
@@ -25,8 +26,6 @@ from vgid.pipeline.teacher import TeacherJob, prepare_teacher
 from vgid.stage1_teacher.engines import Teacher, build_teacher
 from vgid.stage1_teacher.generate import generate, pilot_of_plan
 from vgid.stage1_teacher.plan import cache_settings, plan_digest
-
-TOLERANCE_NATS = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +63,6 @@ def run(job: TeacherJob, cache: Path, **changes):
             "end_of_turn_id": end_of_turn_id(job.directory, job.processor.tokenizer),
         }
         return generate(job.plan, **(arguments | changes))
-
-
-def rows_of(cache: Path) -> dict[str, Target]:
-    targets = list(open_cache(cache).iter_targets())
-    assert len({target.target_id for target in targets}) == len(targets), "a row is doubled"
-    return {target.target_id: target for target in targets}
-
-
-def assert_same_rows(ours: dict[str, Target], theirs: dict[str, Target]) -> None:
-    assert ours.keys() == theirs.keys()
-    for target_id, row in ours.items():
-        other = theirs[target_id]
-        assert np.array_equal(row.token_ids, other.token_ids)
-        assert row.pixel_sha256 == other.pixel_sha256 and row.prompt_sha256 == other.prompt_sha256
-        assert np.abs(row.token_logprob - other.token_logprob).max() <= TOLERANCE_NATS
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from vgid import errors
 from vgid.errors import ConfigError, Stopped, TeacherError, VgidError
 from vgid.pipeline.console import progress
 from vgid.pipeline.teacher import TeacherJob, cache_writer, fill, load_teacher
-from vgid.stage1_teacher.engines import Teacher
+from vgid.stage1_teacher.engines import KeptTeacher, Teacher
 from vgid.stage1_teacher.generate import GenerateResult
 from vgid.stage1_teacher.options import EngineOptions
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget
@@ -88,7 +88,7 @@ class Worker:
     def _kept_teacher(self) -> Teacher:
         assert self._job is not None
         if self._teacher is None:
-            self._teacher = _Kept(load_teacher(self._job, options=self._order.options))
+            self._teacher = KeptTeacher(load_teacher(self._job, options=self._order.options))
         return self._teacher
 
 
@@ -102,16 +102,6 @@ class Attempts:
         """Count one more; gives the number of it."""
         self._begun[item] += 1
         return self._begun[item]
-
-
-class _Kept:
-    """A teacher that stays loaded from one item to the next."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self.engine_id, self.vocab_size, self.run = teacher.engine_id, teacher.vocab_size, teacher.run
-
-    def close(self) -> None:
-        pass
 
 
 def items_of(plan: Sequence[PlannedTarget], *, workers: int) -> list[list[int]]:

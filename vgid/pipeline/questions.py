@@ -28,7 +28,7 @@ from vgid.errors import ConfigError, DataError
 from vgid.pipeline.console import progress
 from vgid.pipeline.request_text import readme_text, recipe_text
 from vgid.stage1_teacher.engines import TeacherRequest, build_teacher
-from vgid.stage1_teacher.engines.protocol import EngineName
+from vgid.stage1_teacher.options import EngineName
 
 MAX_NEW_TOKENS = 64
 REFUSED = "refused"

@@ -18,7 +18,6 @@ from PIL import Image as PIL
 
 from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
-from vgid.data.examples import Example
 from vgid.data.images import open_image
 from vgid.data.spans import fact_mask
 from vgid.errors import Stopped, TeacherError, VgidError
@@ -28,7 +27,7 @@ from vgid.stage1_teacher.icu import with_instruction
 from vgid.stage1_teacher.perturb import perturb
 from vgid.stage1_teacher.plan import PlannedTarget
 from vgid.stage1_teacher.settings import TeacherSettings
-from vgid.stage1_teacher.standing import Standing
+from vgid.stage1_teacher.standing import Standing, missing_rows, standing
 from vgid.stage1_teacher.topk import narrow, round_to_fp16_grid, tail_logprob
 
 _MAX_UNCOMMITTED = 1024
@@ -94,13 +93,8 @@ def generate(
         Stopped: `should_stop` said so.
     """
     tokenizer = processor.tokenizer
-    uncached = [planned for planned in plan if planned.target_id not in writer.done]
-    missing = [planned for planned in uncached if not _is_erased(planned.example, writer)]
-    counts: dict[str, Any] = {
-        "planned": len(plan),
-        "already_cached": len(plan) - len(uncached),
-        "erased": len(uncached) - len(missing),
-    }
+    missing, before = missing_rows(plan, writer), standing(plan, writer, shards=1)
+    counts: dict[str, Any] = {"planned": before.rows, "already_cached": before.committed, "erased": before.erased}
     if not missing:
         return GenerateResult(**counts, generated=0, tokens=0, truncated=0, seconds=0, waited=0)
     rows = tokens = truncated = 0
@@ -144,10 +138,6 @@ def generate(
     return GenerateResult(
         **counts, generated=rows, tokens=tokens, truncated=truncated, seconds=seconds, waited=background.waited
     )
-
-
-def _is_erased(example: Example, writer: CacheWriter) -> bool:
-    return writer.erased(subject_id=example.subject_id, example_id=example.example_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

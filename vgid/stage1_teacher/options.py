@@ -23,8 +23,6 @@ class EngineOptions:
     """Longest prompt plus response in tokens; None takes the model's own limit, 4096 at most."""
     window: int = 256
     """Most requests in the engine at one time."""
-    share_images: bool = True
-    """Encode a picture, and a prefix of the prompt, once for all questions that follow on it."""
     trace_replay: bool = False
     """Decode along reference answers instead of scoring them as part of the prompt; vLLM 0.29 and later on a GPU."""
 

@@ -133,6 +133,17 @@ SELECT
     least(ln(2), known + slack + 0.5 * ln(2) * (a_only + a_tail + b_only + b_tail + a_error + b_error)) AS js_high
 FROM summed;
 
+-- Those of one row: at the first position (any row), and at all positions of reference rows, whose words are the same.
+CREATE OR REPLACE TEMP VIEW apart AS
+SELECT
+    against, split, modality, view, NULL AS response_kind, subject_id,
+    CASE WHEN pos = 0 THEN flips END AS flips, CASE WHEN pos = 0 THEN js_low END AS js_low,
+    CASE WHEN pos = 0 THEN js_high END AS js_high,
+    CASE WHEN response_kind = 'reference' THEN flips END AS flips_forced,
+    CASE WHEN response_kind = 'reference' THEN js_low END AS js_low_forced,
+    CASE WHEN response_kind = 'reference' THEN js_high END AS js_high_forced
+FROM firsts JOIN divergences USING (target_id);
+
 -- Tokens that begin a refusal somewhere in this cache and never an answer.
 CREATE OR REPLACE TEMP TABLE openers AS
 SELECT token_ids[1] AS token_id

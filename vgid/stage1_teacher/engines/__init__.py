@@ -1,5 +1,5 @@
 """Engines behind one protocol: `vllm` (default) and `transformers` (the reference in parity tests)."""
 
-from vgid.stage1_teacher.engines.protocol import Teacher, TeacherRequest, TeacherResponse, build_teacher
+from vgid.stage1_teacher.engines.protocol import KeptTeacher, Teacher, TeacherRequest, TeacherResponse, build_teacher
 
-__all__ = ["Teacher", "TeacherRequest", "TeacherResponse", "build_teacher"]
+__all__ = ["KeptTeacher", "Teacher", "TeacherRequest", "TeacherResponse", "build_teacher"]

@@ -89,6 +89,16 @@ class Teacher(Protocol):
         ...
 
 
+class KeptTeacher:
+    """A teacher that stays loaded from one pass to the next; whoever loaded it closes it."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.engine_id, self.vocab_size, self.run = teacher.engine_id, teacher.vocab_size, teacher.run
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def build_teacher(
     engine: EngineName,
     model: Path | str,

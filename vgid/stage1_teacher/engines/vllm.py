@@ -63,9 +63,9 @@ class VllmTeacher:
             "max_logprobs": num_topk,
             "logprobs_mode": "raw_logprobs",
             "limit_mm_per_prompt": {"image": 1, "video": 0},
-            "mm_processor_cache_gb": _IMAGE_CACHE_GIB if options.share_images else 0,
+            "mm_processor_cache_gb": _IMAGE_CACHE_GIB,
             "mm_device_do_normalize": False,
-            "enable_prefix_caching": options.share_images,
+            "enable_prefix_caching": True,
             "generation_config": "vllm",
             "seed": 0,
             "disable_log_stats": True,
@@ -106,7 +106,6 @@ class VllmTeacher:
         self.vocab_size = int(config.get_vocab_size())
         self._image_id = image_token_id(self.processor)
         self._banned_ids = image_token_ids(self.processor, config.hf_config)
-        self._share_images = options.share_images
         self._tap = tap(self._engine, EngineCoreOutput)
 
     def run(self, requests: Iterable[TeacherRequest]) -> Iterator[TeacherResponse]:
@@ -171,7 +170,7 @@ class VllmTeacher:
         prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *request.prefix_token_ids, *scored]}
         if request.image is not None:
             prompt["multi_modal_data"] = {"image": request.image}
-            if self._share_images and request.pixel_sha256 is not None:  # spares vLLM a hash of its own
+            if request.pixel_sha256 is not None:  # spares vLLM a hash of its own
                 prompt["multi_modal_uuids"] = {"image": [request.pixel_sha256]}
         return prompt
 
