@@ -23,6 +23,7 @@ from distill_cases import (
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sparse_teachers import plain_loss, summed_kl
 
 from vgid.cache.schema import Target
 from vgid.data.examples import Example
@@ -31,7 +32,7 @@ from vgid.stage1_teacher.engines.protocol import TeacherRequest
 from vgid.stage1_teacher.engines.transformers import TransformersTeacher
 from vgid.stage1_teacher.icu import TEMPLATES, with_instruction
 from vgid.stage2_distill.batches import Batch, TrainItem, build_candidates, build_items, collate, response_logits
-from vgid.stage2_distill.losses import sparse_kl
+from vgid.stage2_distill.loss_kernels import SparseTargets
 from vgid.stage2_distill.settings import TargetSelection
 
 SAID = tuple(TargetSelection.model_validate(selection) for selection in SELECTIONS)
@@ -49,14 +50,7 @@ def batch_of(oracle: Oracle, items: Sequence[TrainItem]) -> Batch:
 
 @torch.inference_mode()
 def nats_per_token(oracle: Oracle, batch: Batch, *, model: Any = None) -> float:
-    loss, count = sparse_kl(
-        response_logits(model or oracle.model, batch),
-        topk_ids_BTK=batch["topk_ids_BTK"],
-        topk_logprobs_BTK=batch["topk_logprobs_BTK"],
-        tail_logprob_BT=batch["tail_logprob_BT"],
-        mask_BT=batch["mask_BT"],
-    )
-    return float(loss / count)
+    return float(summed_kl(response_logits(model or oracle.model, batch), batch) / batch["mask_BT"].sum())
 
 
 def shifted(target: Target, by: int) -> Target:
@@ -231,13 +225,9 @@ def test_the_loss_of_a_row_of_several_widths_is_that_of_the_partition_it_names(
         num_topk=6,
     )
     found = build_candidates(narrowed(whole, widths), vocab_size=vocab_size)
-    loss, _ = sparse_kl(
-        torch.from_numpy(student_logits)[None],
-        topk_ids_BTK=torch.from_numpy(found.ids)[None],
-        topk_logprobs_BTK=torch.from_numpy(found.logprobs)[None],
-        tail_logprob_BT=torch.from_numpy(found.tail)[None],
-        mask_BT=torch.ones(1, num_tokens, dtype=torch.bool),
-    )
+    stored = (torch.from_numpy(each)[None] for each in (found.ids, found.logprobs, found.tail))
+    mask = torch.ones(1, num_tokens, dtype=torch.bool)
+    loss = plain_loss(torch.from_numpy(student_logits)[None], SparseTargets(*stored, mask)).loss
 
     expected = 0.0
     for p, q, width, token in zip(teacher, student, widths, own, strict=True):

@@ -8,7 +8,7 @@ import pytest
 from distill_cases import SELECTIONS, make_settings
 from pydantic import BaseModel, ValidationError
 
-from vgid.stage2_distill.settings import DistillSettings, LoraSettings, TargetSelection
+from vgid.stage2_distill.settings import DistillSettings, LoraSettings, LossSettings, TargetSelection
 
 
 def test_role_follows_the_split_unless_said() -> None:
@@ -35,6 +35,10 @@ def test_lora_settings_have_defaults_only_where_the_method_is_lora() -> None:
         ({"targets": [{**SELECTIONS[0], "view": "fog"}]}, "noise"),
         ({"targets": []}, "at least 1"),
         ({"learning_rate": 0}, "greater than 0"),
+        ({"loss": {"divergence": "topk_conditional_kl"}}, "needs one"),
+        ({"loss": {"temperature": 2.0}}, "a temperature belongs to topk_conditional_kl"),
+        ({"loss": {"divergence": "jsd", "temperature": 1.0}}, "a temperature belongs to topk_conditional_kl"),
+        ({"loss": {"divergence": "tvd"}}, "forward_kl"),
     ],
 )
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -49,7 +53,7 @@ def test_what_decides_a_result_has_no_default(field: str) -> None:
         DistillSettings.model_validate(said)
 
 
-@pytest.mark.parametrize("model", [DistillSettings, LoraSettings, TargetSelection])
+@pytest.mark.parametrize("model", [DistillSettings, LossSettings, LoraSettings, TargetSelection])
 def test_every_field_says_what_it_means(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, narrowed
 from safetensors.torch import load_file
+from sparse_teachers import LOSSES, summed_kl
 from synthetic_targets import IDENTITY
 
 from vgid.cache.mapped import map_targets
@@ -24,8 +25,8 @@ from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import build_items, collate
-from vgid.stage2_distill.losses import sparse_kl
 from vgid.stage2_distill.schedule import Schedule
+from vgid.stage2_distill.settings import LossSettings
 from vgid.stage2_distill.trainer import DistillResult, StepLoss, distill
 
 PROVENANCE = {"manifest_sha256": "0123"}
@@ -96,10 +97,8 @@ def test_the_loss_is_each_roles_mean_over_its_own_tokens_of_the_whole_step(bench
     for item in (schedule[position] for position in range(8)):
         row = collate([item], processor=bench.oracle.processor, vocab_size=400)
         logits = bench.oracle.logits(item.example, item.target.token_ids.tolist())[None]
-        names = ("topk_ids_BTK", "topk_logprobs_BTK", "tail_logprob_BT", "mask_BT")
-        kl, count = sparse_kl(logits, **{name: row[name] for name in names})
-        sums[item.role] += item.weight * float(kl)
-        counts[item.role] += int(count)
+        sums[item.role] += item.weight * float(summed_kl(logits, row))
+        counts[item.role] += int(row["mask_BT"].sum())
     assert (found.forget_tokens, found.retain_tokens) == (counts["forget"], counts["retain"])
     assert found.forget == pytest.approx(sums["forget"] / counts["forget"], rel=1e-5)
     assert found.retain == pytest.approx(sums["retain"] / counts["retain"], rel=1e-5)
@@ -187,6 +186,41 @@ def test_gradient_checkpointing_changes_memory_not_the_update(bench: Bench) -> N
     bench.run("plain", changes={"dtype": "float64"})
     bench.run("checkpointed", changes={"dtype": "float64", "gradient_checkpointing": True})
     assert largest_difference(bench.weights("plain"), bench.weights("checkpointed")) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_fused_head_changes_memory_not_the_update(method: str, bench: Bench) -> None:
+    """The output layer of this model is its embedding as well, which trains in the full form."""
+    changes = {"dtype": "float64", "method": method}
+    plain = bench.run("plain", changes=changes)
+    fused = bench.run("fused", changes={**changes, "fused_head": True})
+    assert fused.losses[-1].loss == pytest.approx(plain.losses[-1].loss, rel=1e-12)
+    assert largest_difference(bench.weights("plain"), bench.weights("fused")) < 1e-12
+
+
+def test_a_head_whose_result_is_changed_afterwards_cannot_be_fused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Qwen2VLForConditionalGeneration
+
+    forward = Qwen2VLForConditionalGeneration.forward
+
+    def capped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    monkeypatch.setattr(Qwen2VLForConditionalGeneration, "forward", capped)
+    with pytest.raises(DistillError, match="changes its logits after the output layer"):
+        bench.run("out", changes={"fused_head": True})
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_every_divergence_can_be_trained_on(loss: LossSettings, bench: Bench) -> None:
+    changes = {"loss": loss.model_dump(), "max_steps": 15, "learning_rate": 3e-3}
+    losses = bench.run("out", changes=changes).losses
+    assert losses[-1].forget < 0.7 * losses[0].forget
+    assert (losses[-1].retain or 0) < 0.7 * (losses[0].retain or 0)
 
 
 def test_bfloat16_trains_and_is_saved_as_such(bench: Bench) -> None:

@@ -16,7 +16,8 @@ Dimension key: B sequences, P padded prompt, T padded response, S = P + T, K can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -234,7 +235,9 @@ def collate(items: Sequence[TrainItem], *, processor: Any, vocab_size: int) -> B
 
 
 def response_logits(student: Any, batch: Batch) -> Tensor:
-    """Run the student: logits [B, T, V], entry t being the prediction of response token t.
+    """Run the student: logits [B, T+1, V], column t being the prediction of response token t.
+
+    The last column, of what would follow the response, is left in place: to cut it off costs a copy of the gradient.
 
     Raises:
         DistillError: the model ignores `logits_to_keep`.
@@ -249,8 +252,23 @@ def response_logits(student: Any, batch: Batch) -> Tensor:
         raise DistillError(
             f"the student returned logits of {logits.shape[1]} positions where {num_positions + 1} were asked"
         )
-    # The last kept position, P+T-1, predicts what would follow the response.
-    return logits[:, :-1]
+    return logits
+
+
+def last_hidden_states(student: Any, batch: Batch, *, head: torch.nn.Linear) -> Tensor:
+    """What `head`, the student's output layer, would be given for `response_logits`: [B, T+1, D]."""
+    with bypassed(head):
+        return response_logits(student, batch)
+
+
+@contextmanager
+def bypassed(layer: torch.nn.Module) -> Iterator[None]:
+    """Let a layer pass its input on."""
+    layer.forward = lambda inputs: inputs
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def _model_inputs(

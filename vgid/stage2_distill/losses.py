@@ -1,115 +1,141 @@
-"""Forward KL from a sparse teacher to a student on the k+1 partition: the stored candidates and one tail bucket.
+"""Divergences between a sparse teacher and a student on the k+1 partition: the stored candidates and one tail bucket.
 
-Pure functions of tensors. What they give up: inside the tail the student keeps its own shape, since only the tail's
-total mass is known; and the logits of all supervised positions are in memory at once, without chunks.
+Pure functions of small tensors: a student enters as the log-probabilities of its cells, [N, K+1], and leaves as a value
+and its slope by each of them. How cells come from logits, and how slopes become a gradient of logits, is
+`loss_kernels.py`. What every form gives up: inside the tail the student keeps its own shape, since only the tail's
+total mass is known.
 
-Dimension key: B sequences, T padded response positions, N supervised positions, K candidates, V student vocabulary.
+Dimension key: B sequences, T padded response positions, N supervised positions, K candidates, C = K + 1 cells (the last
+is the tail), V student vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vgid.stage2_distill.settings import LossSettings
+
 TAIL_FLOOR = math.log(1e-6)
-"""A smaller tail is noise of float32 log-probabilities and is dropped, which moves the KL by 1e-5 nat at most."""
+"""A smaller tail is noise of float32 log-probabilities: it counts as empty, which moves a forward KL by 1e-5 nat at
+most. Where an empty tail would cost an infinite amount (reverse KL), it counts as this."""
 
 
-def sparse_kl(
-    student_logits_BTV: Tensor,
-    *,
-    topk_ids_BTK: Tensor,
-    topk_logprobs_BTK: Tensor,
-    tail_logprob_BT: Tensor,
-    mask_BT: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Forward KL summed over the supervised positions; see `token_kl` for the arguments.
+class Partition(NamedTuple):
+    """The teacher at N positions."""
 
-    Sum and count, not a mean: the caller normalises over its whole accumulation window.
-
-    Returns:
-        Summed KL in nats (float32, or the logits' type if wider), and the number of supervised positions (int64).
-    """
-    kl_BT = token_kl(
-        student_logits_BTV,
-        topk_ids_BTK=topk_ids_BTK,
-        topk_logprobs_BTK=topk_logprobs_BTK,
-        tail_logprob_BT=tail_logprob_BT,
-        mask_BT=mask_BT,
-    )
-    return kl_BT.sum(), mask_BT.sum()
+    ids_NK: Tensor
+    """int64, below V; 0 where there is no candidate."""
+    is_stored_NK: Tensor
+    """bool, False where there is no candidate."""
+    has_tail_N: Tensor
+    """bool, False where every id of the student's vocabulary is stored, so that there is no tail to speak of."""
+    logp_NC: Tensor
+    """Log-probabilities of the cells, in nats, summing to exactly 1; -inf where there is no candidate or no mass."""
 
 
-def token_kl(
-    student_logits_BTV: Tensor,
-    *,
-    topk_ids_BTK: Tensor,
-    topk_logprobs_BTK: Tensor,
-    tail_logprob_BT: Tensor,
-    mask_BT: Tensor,
-) -> Tensor:
-    """Forward KL at each position, tail included as one bucket. Teacher temperature is 1.
+def partition(
+    topk_ids_NK: Tensor, topk_logprobs_NK: Tensor, tail_logprob_N: Tensor, *, vocab_size: int, dtype: torch.dtype
+) -> Partition:
+    """The teacher's cells, renormalised once: rounding to the fp16 grid has moved their sum by about 1e-4.
 
     Args:
-        student_logits_BTV: Position t predicts response token t; the caller has already shifted.
-        topk_ids_BTK: int64, each below V, unique among the real ones; padding is id 0 with log-probability -inf.
-        topk_logprobs_BTK: Teacher log-probabilities in nats, not renormalised.
-        tail_logprob_BT: Log of the teacher's mass outside the ids, -inf where there is none.
-        mask_BT: True where the position is supervised; what stands at other positions is never looked at.
+        topk_ids_NK: int64, each below `vocab_size`, unique among the real ones; padding is id 0.
+        topk_logprobs_NK: Nats; -inf for padding.
+        tail_logprob_N: Log of the mass outside the ids, -inf where there is none.
+        vocab_size: V.
+        dtype: Of the result.
+    """
+    logprobs_NK, tail_N = topk_logprobs_NK.to(dtype), tail_logprob_N.to(dtype)
+    is_stored_NK = logprobs_NK > -math.inf
+    has_tail_N = is_stored_NK.sum(-1) < vocab_size
+    tail_N = tail_N.masked_fill(~has_tail_N | (tail_N <= TAIL_FLOOR), -math.inf)
+    logp_NC = torch.cat([logprobs_NK, tail_N[:, None]], dim=-1)
+    return Partition(topk_ids_NK, is_stored_NK, has_tail_N, logp_NC - torch.logsumexp(logp_NC, dim=-1, keepdim=True))
+
+
+def divergence(teacher: Partition, logq_NC: Tensor, *, loss: LossSettings) -> tuple[Tensor, Tensor]:
+    """What a student's distribution costs at each position, and how fast that changes.
+
+    Args:
+        teacher: Its cells.
+        logq_NC: The student's log-probabilities of the same cells; at absent ones anything but nan.
+        loss: Which divergence.
 
     Returns:
-        [B, T] in nats, >= 0, 0 where not supervised. float32, or the logits' type if that is wider.
+        Value [N] in nats, and its derivative by every `logq` [N, C] as if they were independent; 0 at absent cells.
     """
-    dtype = torch.promote_types(student_logits_BTV.dtype, torch.float32)
-    kl_N = _partition_kl(
-        student_logits_BTV[mask_BT].to(dtype),
-        topk_ids_BTK[mask_BT],
-        topk_logprobs_BTK[mask_BT].to(dtype),
-        tail_logprob_BT[mask_BT].to(dtype),
-    )
-    return torch.zeros_like(mask_BT, dtype=dtype).masked_scatter(mask_BT, kl_N)
+    logp_NC = teacher.logp_NC
+    is_there_NC = torch.cat([teacher.is_stored_NK, teacher.has_tail_N[:, None]], dim=-1)
+    if loss.divergence == "forward_kl":
+        value_NC, slope_NC = _forward_kl(logp_NC, logq_NC)
+    elif loss.divergence == "reverse_kl":
+        value_NC, slope_NC = _reverse_kl(_with_floor(logp_NC, teacher.has_tail_N), logq_NC)
+    elif loss.divergence == "jsd":
+        value_NC, slope_NC = _jsd(logp_NC, logq_NC)
+    else:
+        assert loss.temperature is not None
+        is_there_NC = is_there_NC.clone()
+        is_there_NC[:, -1] = False
+        value_NC, slope_NC = _conditional_kl(logp_NC, logq_NC, is_there_NC, temperature=loss.temperature)
+    zero = torch.zeros((), dtype=value_NC.dtype, device=value_NC.device)
+    return torch.where(is_there_NC, value_NC, zero).sum(-1), torch.where(is_there_NC, slope_NC, zero)
 
 
-def role_sums(kl_BT: Tensor, *, weight_B: Tensor, forget_B: Tensor) -> Tensor:
-    """Weighted KL summed over the forget rows and over the retain rows: [2], in that order."""
-    kl_B = kl_BT.sum(-1) * weight_B.to(kl_BT.dtype)
-    return torch.stack([kl_B[forget_B].sum(), kl_B[~forget_B].sum()])
+def _forward_kl(logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+    p_NC = logp_NC.exp()
+    return _times_log(p_NC, logp_NC - logq_NC), -p_NC
+
+
+def _reverse_kl(logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+    q_NC = logq_NC.exp()
+    value_NC = _times_log(q_NC, logq_NC - logp_NC)
+    return value_NC, value_NC + q_NC
+
+
+def _jsd(logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+    p_NC, q_NC = logp_NC.exp(), logq_NC.exp()
+    logm_NC = torch.logaddexp(logp_NC, logq_NC) - math.log(2)
+    half_NC = _times_log(q_NC, logq_NC - logm_NC) / 2
+    return _times_log(p_NC, logp_NC - logm_NC) / 2 + half_NC, half_NC
+
+
+def _conditional_kl(
+    logp_NC: Tensor, logq_NC: Tensor, is_stored_NC: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Forward KL among the stored candidates alone, softened; times temperature squared, as in Hinton et al. 2015."""
+
+    def softened(log_NC: Tensor) -> Tensor:
+        # A position without candidates would be all -inf and its log-sum too; 0 there is masked by the caller.
+        return torch.log_softmax((log_NC / temperature).masked_fill(~is_stored_NC, -1e30), dim=-1)
+
+    logp_NC, logq_NC = softened(logp_NC), softened(logq_NC)
+    value_NC = _times_log(logp_NC.exp(), logp_NC - logq_NC) * temperature**2
+    return value_NC, (logq_NC.exp() - logp_NC.exp()) * temperature
+
+
+def _times_log(mass: Tensor, log_ratio: Tensor) -> Tensor:
+    """Their product, 0 where the mass is 0 whatever the logarithm."""
+    return torch.where(mass > 0, mass * log_ratio, torch.zeros_like(mass))
+
+
+def _with_floor(logp_NC: Tensor, has_tail_N: Tensor) -> Tensor:
+    """An empty tail raised to `TAIL_FLOOR`, the other cells making room."""
+    tail_N = torch.where(has_tail_N, logp_NC[:, -1].clamp(min=TAIL_FLOOR), logp_NC[:, -1])
+    raised_NC = torch.cat([logp_NC[:, :-1], tail_N[:, None]], dim=-1)
+    return raised_NC - torch.logsumexp(raised_NC, dim=-1, keepdim=True)
+
+
+def role_sums(value_BT: Tensor, *, weight_B: Tensor, forget_B: Tensor) -> Tensor:
+    """Weighted divergence summed over the forget rows and over the retain rows: [2], in that order."""
+    value_B = value_BT.sum(-1) * weight_B.to(value_BT.dtype)
+    return torch.stack([value_B[forget_B].sum(), value_B[~forget_B].sum()])
 
 
 def role_counts(mask_BT: Tensor, *, forget_B: Tensor) -> Tensor:
     """Supervised positions of the forget rows and of the retain rows: int64 [2], in that order."""
     count_B = mask_BT.sum(-1)
     return torch.stack([count_B[forget_B].sum(), count_B[~forget_B].sum()])
-
-
-def _partition_kl(logits_NV: Tensor, ids_NK: Tensor, logprobs_NK: Tensor, tail_N: Tensor) -> Tensor:
-    valid_NK = logprobs_NK > -math.inf
-    # Without an unstored id left in the student's vocabulary its tail is log 0; the bucket is then dropped as well.
-    has_tail_N = (tail_N > TAIL_FLOOR) & (valid_NK.sum(-1) < logits_NV.shape[-1])
-    logp_NK, logt_N = _renormalise(logprobs_NK, tail_N.masked_fill(~has_tail_N, -math.inf))
-
-    lse_N = torch.logsumexp(logits_NV, dim=-1)
-    logq_NK = logits_NV.gather(-1, ids_NK) - lse_N[:, None]
-    logu_N = _rest_logsumexp(logits_NV, ids_NK, valid_NK & has_tail_N[:, None]) - lse_N
-
-    # 0 * -inf is nan, forward and backward: where p is 0 its logarithm is replaced before it is multiplied.
-    head_N = (logp_NK.exp() * (logp_NK.masked_fill(~valid_NK, 0.0) - logq_NK)).sum(-1)
-    return head_N + logt_N.exp() * (logt_N.masked_fill(~has_tail_N, 0.0) - logu_N)
-
-
-def _renormalise(logprobs_NK: Tensor, tail_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Make candidates and tail sum to exactly 1, which rounding to the fp16 grid has moved by about 1e-4."""
-    norm_N = torch.logsumexp(torch.cat([logprobs_NK, tail_N[:, None]], dim=-1), dim=-1)
-    return logprobs_NK - norm_N[:, None], tail_N - norm_N
-
-
-def _rest_logsumexp(logits_NV: Tensor, ids_NK: Tensor, taken_NK: Tensor) -> Tensor:
-    """Log-sum-exp over the ids that are not taken; over all of them where none is.
-
-    Not log(1 - sum): that loses all digits where the candidates hold nearly all mass. Adding -inf, rather than writing
-    it, keeps a padding entry (id 0, not taken) from undoing a real id 0.
-    """
-    minus_NK = torch.zeros_like(ids_NK, dtype=logits_NV.dtype).masked_fill(taken_NK, -math.inf)
-    return torch.logsumexp(logits_NV.scatter_add(-1, ids_NK, minus_NK), dim=-1)

@@ -70,6 +70,31 @@ class LoraSettings(Strict):
     vision tower get one only if `train_vision` is true."""
 
 
+class LossSettings(Strict):
+    """How far a student is from its teacher at one position.
+
+    The teacher is known by its stored candidates and by the mass of everything else, the tail, which counts as one
+    more outcome.
+    """
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "topk_conditional_kl"] = "forward_kl"
+    """`forward_kl`: KL(teacher || student), the paper's. `reverse_kl`: KL(student || teacher), which would rather drop
+    answers than spread over them. `jsd`: the mean of both distances from the midpoint. `topk_conditional_kl`: forward
+    KL among the stored candidates alone; it says nothing of the tail, and is the only one with a temperature."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Softens both sides of `topk_conditional_kl`. The others compare distributions as they are: how much mass a
+    softened tail would hold cannot be known from its sum."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LossSettings:
+        if (self.divergence == "topk_conditional_kl") != (self.temperature is not None):
+            raise ValueError(
+                f"divergence {self.divergence!r} and temperature {self.temperature} do not fit together: a temperature "
+                "belongs to topk_conditional_kl, which needs one, and to no other"
+            )
+        return self
+
+
 class DistillSettings(Strict):
     """The training of one student."""
 
@@ -79,6 +104,11 @@ class DistillSettings(Strict):
     """Weight of the forget term, in nats per response token; 0 leaves it out."""
     beta: float = Field(ge=0)
     """Weight of the retain term, in nats per response token; 0 leaves it out."""
+    loss: LossSettings = LossSettings()
+    """Which divergence; forward KL unless said otherwise."""
+    fused_head: bool = False
+    """Compute the loss from the last hidden states, a few positions at a time, so that the logits of a batch are never
+    all in memory: for long responses and large vocabularies. Changes the update by rounding only."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     epochs: float | None = Field(default=None, gt=0)

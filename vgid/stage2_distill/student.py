@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vgid.errors import DistillError
+from vgid.stage2_distill.batches import bypassed
 from vgid.stage2_distill.settings import DistillSettings, LoraSettings
 
 
@@ -43,6 +44,29 @@ def load_student(student: str, *, settings: DistillSettings) -> Any:
 def vocabulary_size(model: Any) -> int:
     """Width of the logits (it may exceed the tokenizer's length)."""
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+def check_plain_head(model: Any) -> None:
+    """Refuse a fused loss for a model whose logits are more than its output layer's.
+
+    Raises:
+        DistillError: the output layer is adapted or no linear layer, or something happens to its result (a scale, a
+            soft cap), which a loss made from the layer's input would leave out.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise DistillError(f"fused_head needs a plain output layer, found {type(head).__name__}; leave fused_head out")
+    ids = torch.arange(4, device=head.weight.device)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        with bypassed(head):
+            hidden = model(**inputs).logits
+        if not torch.allclose(head(hidden), logits, atol=1e-4):
+            raise DistillError(
+                f"{type(model).__name__} changes its logits after the output layer, which fused_head would leave out; "
+                "leave fused_head out"
+            )
 
 
 def vision_tower_name(model: Any) -> str:

@@ -28,14 +28,15 @@ from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
 from vgid.data.examples import Example
 from vgid.errors import DistillError
-from vgid.stage2_distill.batches import Batch, build_items, collate, response_logits
+from vgid.stage2_distill.batches import Batch, build_items, collate, last_hidden_states, response_logits
 from vgid.stage2_distill.checkpoints import Checkpoint, newest_checkpoint, seal_checkpoint
 from vgid.stage2_distill.export import check_saveable, save_student
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
-from vgid.stage2_distill.losses import role_counts, role_sums, token_kl
+from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, fused_head_loss, logits_loss
+from vgid.stage2_distill.losses import role_counts, role_sums
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
-from vgid.stage2_distill.student import load_student, vocabulary_size
+from vgid.stage2_distill.student import check_plain_head, load_student, vocabulary_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,8 @@ def distill(
     source = student if checkpoint is None or settings.lora is not None else checkpoint.path
     model = load_student(str(source), settings=settings)
     check_saveable(model)
+    if settings.fused_head:
+        check_plain_head(model)
     started = time.monotonic()
     losses = _train(
         model,
@@ -204,6 +207,7 @@ class DistillTrainer(Trainer):
     def __init__(self, *, settings: DistillSettings, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.losses: list[StepLoss] = []
+        self._settings = settings
         self._coefficients = torch.tensor([settings.alpha, settings.beta], dtype=torch.float64)
         self._counts = self._sums = torch.zeros(2)
 
@@ -224,18 +228,22 @@ class DistillTrainer(Trainer):
     ) -> Tensor:
         """This micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None and not return_outputs
-        kl_BT = token_kl(
-            response_logits(model, inputs),
-            topk_ids_BTK=inputs["topk_ids_BTK"],
-            topk_logprobs_BTK=inputs["topk_logprobs_BTK"],
-            tail_logprob_BT=inputs["tail_logprob_BT"],
-            mask_BT=inputs["mask_BT"],
-        )
-        sums = role_sums(kl_BT, weight_B=inputs["weight_B"], forget_B=inputs["forget_B"])
-        self._sums += sums.detach()
-        scale = self._coefficients.to(sums) / num_items_in_batch.clamp(min=1).to(sums)
+        forget_B, weight_B = inputs["forget_B"], inputs["weight_B"].double()
+        share = self._coefficients.to(weight_B) / num_items_in_batch.clamp(min=1).to(weight_B)
         # Processes average their gradients; the counts already run over all of them.
-        return (scale * sums).sum() * self.accelerator.num_processes
+        factor_B = weight_B * torch.where(forget_B, share[0], share[1]) * self.accelerator.num_processes
+        loss, values_BT = self._loss(model, inputs, factor_B)
+        self._sums += role_sums(values_BT, weight_B=weight_B, forget_B=forget_B)
+        return loss
+
+    def _loss(self, model: Any, batch: Batch, factor_B: Tensor) -> LossAndValues:
+        settings = self._settings
+        targets = SparseTargets(*(batch[name] for name in SparseTargets._fields))
+        if settings.fused_head:
+            head = self.accelerator.unwrap_model(model).get_output_embeddings()
+            hidden_BLD = last_hidden_states(model, batch, head=head)
+            return fused_head_loss(hidden_BLD, head, targets, weight_B=factor_B, loss=settings.loss)
+        return logits_loss(response_logits(model, batch), targets, weight_B=factor_B, loss=settings.loss)
 
     def finish_step(self) -> None:
         """Record the losses of the step that is about to be applied.
