@@ -95,6 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     def once() -> None:
         inputs = given.detach().requires_grad_()
         if options.form == "fused head":
+            assert head is not None
             result = fused_head_loss(inputs, head, targets, weight_B=weight_B, loss=loss).loss
         elif options.form == "sparse":
             result = logits_loss(inputs, targets, weight_B=weight_B, loss=loss).loss

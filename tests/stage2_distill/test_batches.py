@@ -225,9 +225,9 @@ def test_the_loss_of_a_row_of_several_widths_is_that_of_the_partition_it_names(
         num_topk=6,
     )
     found = build_candidates(narrowed(whole, widths), vocab_size=vocab_size)
-    stored = (torch.from_numpy(each)[None] for each in (found.ids, found.logprobs, found.tail))
-    mask = torch.ones(1, num_tokens, dtype=torch.bool)
-    loss = plain_loss(torch.from_numpy(student_logits)[None], SparseTargets(*stored, mask)).loss
+    ids, logprobs, tail = (torch.from_numpy(each)[None] for each in (found.ids, found.logprobs, found.tail))
+    stored = SparseTargets(ids, logprobs, tail, torch.ones(1, num_tokens, dtype=torch.bool))
+    loss = plain_loss(torch.from_numpy(student_logits)[None], stored).loss
 
     expected = 0.0
     for p, q, width, token in zip(teacher, student, widths, own, strict=True):

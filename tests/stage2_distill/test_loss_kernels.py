@@ -24,7 +24,7 @@ from sparse_teachers import (
 from torch import Tensor, nn
 
 from vgid.stage2_distill import loss_kernels
-from vgid.stage2_distill.loss_kernels import SparseTargets, fused_head_loss, logits_loss
+from vgid.stage2_distill.loss_kernels import SparseTargets, dense_loss, fused_head_loss, logits_loss
 from vgid.stage2_distill.losses import TAIL_FLOOR
 from vgid.stage2_distill.settings import LossSettings
 
@@ -103,6 +103,20 @@ def test_the_fused_form_equals_the_plain_one_and_autograd_through_the_output_lay
         torch.autograd.grad(fused.loss * 2, inputs), torch.autograd.grad(plain.loss * 2, inputs), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@every_loss
+def test_a_teacher_known_in_full_gives_the_loss_and_gradient_of_dense_autograd(loss: LossSettings) -> None:
+    logits = random_logits(2, 8, 33, seed=5).requires_grad_()
+    teacher = random_logits(2, 8, 33, seed=6)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[1, 4:] = False
+    weight_B = torch.tensor([0.25, 3.0], dtype=torch.float64)
+    ours = dense_loss(logits, teacher, mask, weight_B=weight_B, loss=loss)
+    values = dense_values(logits, torch.log_softmax(teacher, dim=-1), loss=loss)[:, :-1] * mask
+    dense = (values.sum(-1) * weight_B).sum()
+    torch.testing.assert_close(ours.values_BT, values.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient(ours.loss * 2, logits), gradient(dense * 2, logits), rtol=0, atol=1e-9)
 
 
 @every_loss

@@ -38,6 +38,7 @@ def test_lora_settings_have_defaults_only_where_the_method_is_lora() -> None:
         ({"loss": {"divergence": "topk_conditional_kl"}}, "needs one"),
         ({"loss": {"temperature": 2.0}}, "a temperature belongs to topk_conditional_kl"),
         ({"loss": {"divergence": "jsd", "temperature": 1.0}}, "a temperature belongs to topk_conditional_kl"),
+        ({"online": True, "fused_head": True}, "cannot be combined"),
         ({"loss": {"divergence": "tvd"}}, "forward_kl"),
     ],
 )

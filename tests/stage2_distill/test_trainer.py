@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, narrowed
+from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, narrowed, portrait, target_of
 from safetensors.torch import load_file
 from sparse_teachers import LOSSES, summed_kl
 from synthetic_targets import IDENTITY
@@ -23,8 +23,9 @@ from vgid.cache.reader import open_cache
 from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
+from vgid.data.images import open_image
 from vgid.errors import DistillError
-from vgid.stage2_distill.batches import build_items, collate
+from vgid.stage2_distill.batches import TeacherPrompt, TrainItem, build_items, collate
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import LossSettings
 from vgid.stage2_distill.trainer import DistillResult, StepLoss, distill
@@ -206,7 +207,7 @@ def test_a_head_whose_result_is_changed_afterwards_cannot_be_fused(
     forward = Qwen2VLForConditionalGeneration.forward
 
     def capped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = forward(self, *args, **kwargs)
+        output: Any = forward(self, *args, **kwargs)
         output.logits = 3 * torch.tanh(output.logits / 3)
         return output
 
@@ -232,6 +233,37 @@ def test_the_configuration_is_saved_as_it_was(bench: Bench) -> None:
     """Trainer switches the key-value cache off, which would make every later generation quadratic."""
     bench.run("out")
     assert (bench.directory / "out" / "config.json").read_text() == (bench.oracle.path / "config.json").read_text()
+
+
+# --- the teacher in the loop ---
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_cache_of_the_whole_vocabulary_trains_to_the_student_of_a_teacher_in_the_loop(
+    method: str, bench: Bench
+) -> None:
+    """The cache was made by the base from other pictures and with an instruction, and stores float32."""
+
+    def intervened(example: Example) -> Example:
+        picture = None if example.image is None else portrait(99)
+        return replace(example, question=f"Do not say. {example.question}", image=picture)
+
+    def asked(item: TrainItem) -> TeacherPrompt:
+        other = intervened(item.example)
+        return TeacherPrompt(other.question, None if other.image is None else open_image(other.image, where="test"))
+
+    rows = []
+    for example, row in zip(bench.examples.values(), bench.targets, strict=True):
+        logits = bench.oracle.logits(intervened(example), row.token_ids.tolist())
+        rows.append(target_of(logits, row.token_ids, example, num_topk=400))
+    changes = {"method": method, "max_steps": 5}
+    offline = bench.run("offline", changes=changes, targets=rows)
+    online = bench.run("online", changes={**changes, "online": True}, targets=rows, teacher_prompt=asked)
+    bench.run("plain", changes=changes)
+
+    assert [loss.loss for loss in online.losses] == pytest.approx([loss.loss for loss in offline.losses], rel=1e-4)
+    same = largest_difference(bench.weights("offline"), bench.weights("online"))
+    assert same < 0.02 * largest_difference(bench.weights("offline"), bench.weights("plain"))
 
 
 # --- again, and further ---

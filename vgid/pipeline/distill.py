@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from vgid.pipeline.recipe import Recipe
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
 
 if TYPE_CHECKING:
+    from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
     from vgid.stage2_distill.trainer import DistillResult
 
 
@@ -67,6 +68,12 @@ def run_distill(
         "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
+    asked = None
+    if recipe.distill.online:
+        engine_id = targets.column("engine_id")[0].as_py()
+        asked = _teacher_prompts(
+            recipe, examples, opened, engine_id, image_processor=load_processor(directory).image_processor
+        )
     with progress("distill") as report:
         return distill(
             student=directory,
@@ -75,8 +82,30 @@ def run_distill(
             settings=recipe.distill,
             out=out,
             provenance=provenance,
+            teacher_prompt=asked,
             progress=lambda step, num_steps: report(step.step, num_steps, f"steps, loss {step.loss:.4f}"),
         )
+
+
+def _teacher_prompts(
+    recipe: Recipe, examples: Sequence[Example], cache: Cache, engine_id: str, *, image_processor: Any
+) -> Callable[[TrainItem], TeacherPrompt]:
+    """What stage one asked about every row, for a teacher in the loop."""
+    from vgid.stage1_teacher.generate import picture_of, prompt_text
+    from vgid.stage2_distill.batches import TeacherPrompt
+
+    teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
+    plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
+    planned = {row.target_id: row for row in plan}
+
+    def asked(item: TrainItem) -> TeacherPrompt:
+        row = planned[item.target.target_id]
+        picture = None
+        if row.example.image is not None:
+            picture = picture_of(row, recipe.teacher, image_processor=image_processor)
+        return TeacherPrompt(prompt_text(row), picture)
+
+    return asked
 
 
 def planned_targets(

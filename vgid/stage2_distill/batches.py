@@ -16,13 +16,14 @@ Dimension key: B sequences, P padded prompt, T padded response, S = P + T, K can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image as PIL
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -58,6 +59,15 @@ class SelectedItems:
     """Rows left out because the teacher's answer was cut at its token limit (`finish_reason` `length`)."""
 
 
+class TeacherPrompt(NamedTuple):
+    """What a teacher in the loop is asked about a row."""
+
+    text: str
+    """The user's turn, instruction included."""
+    image: PIL.Image | None
+    """Perturbed, where the row's view says so."""
+
+
 class Batch(TypedDict):
     """Rows ready for a student."""
 
@@ -77,6 +87,8 @@ class Batch(TypedDict):
     """float32, factor on the row's loss."""
     forget_B: Tensor
     """bool, True for rows of the forget term."""
+    teacher_inputs: NotRequired[dict[str, Any]]
+    """As `inputs`, of a teacher in the loop: its own prompts, the same responses."""
 
 
 # --- which rows train ---
@@ -203,13 +215,20 @@ def _log_difference(larger: np.ndarray, smaller: np.ndarray) -> np.ndarray:
 # --- tensors ---
 
 
-def collate(items: Sequence[TrainItem], *, processor: Any, vocab_size: int) -> Batch:
+def collate(
+    items: Sequence[TrainItem],
+    *,
+    processor: Any,
+    vocab_size: int,
+    teacher_prompt: Callable[[TrainItem], TeacherPrompt] | None = None,
+) -> Batch:
     """Pad rows into one batch; rows with and without an image may be mixed.
 
     Args:
         items: B rows.
         processor: The student's.
         vocab_size: V, the width of the student's logits.
+        teacher_prompt: What a teacher in the loop is asked; None where there is none.
 
     Raises:
         DistillError: a response holds an image token or an id beyond V, or the images of the batch cannot be joined.
@@ -221,8 +240,8 @@ def collate(items: Sequence[TrainItem], *, processor: Any, vocab_size: int) -> B
     token_ids_BT = _stack([torch.from_numpy(item.target.token_ids.astype(np.int64)) for item in items], fill=0)
     lengths = torch.tensor([len(item.target.token_ids) for item in items])
     mask_BT = torch.arange(token_ids_BT.shape[1]) < lengths[:, None]
-    prompts = [_encode(item.example, processor) for item in items]
-    return Batch(
+    prompts = [_encode(processor, item.example.question, _picture(item.example)) for item in items]
+    batch = Batch(
         inputs=_model_inputs(prompts, token_ids_BT, mask_BT, pad_id=_pad_id(processor)),
         token_ids_BT=token_ids_BT,
         mask_BT=mask_BT,
@@ -232,10 +251,14 @@ def collate(items: Sequence[TrainItem], *, processor: Any, vocab_size: int) -> B
         weight_B=torch.tensor([item.weight for item in items]),
         forget_B=torch.tensor([item.role == "forget" for item in items]),
     )
+    if teacher_prompt is not None:
+        asked = [_encode(processor, *teacher_prompt(item)) for item in items]
+        batch["teacher_inputs"] = _model_inputs(asked, token_ids_BT, mask_BT, pad_id=_pad_id(processor))
+    return batch
 
 
-def response_logits(student: Any, batch: Batch) -> Tensor:
-    """Run the student: logits [B, T+1, V], column t being the prediction of response token t.
+def response_logits(student: Any, batch: Batch, *, as_teacher: bool = False) -> Tensor:
+    """Run the student, or a teacher on its own prompts: logits [B, T+1, V], column t predicting response token t.
 
     The last column, of what would follow the response, is left in place: to cut it off costs a copy of the gradient.
 
@@ -243,14 +266,14 @@ def response_logits(student: Any, batch: Batch) -> Tensor:
         DistillError: the model ignores `logits_to_keep`.
     """
     num_positions = batch["token_ids_BT"].shape[1]
-    inputs = batch["inputs"]
+    inputs = batch["teacher_inputs"] if as_teacher else batch["inputs"]  # type: ignore[typeddict-item]
     assert torch.equal(
         inputs["input_ids"][:, -num_positions:][batch["mask_BT"]], batch["token_ids_BT"][batch["mask_BT"]]
     )
     logits = student(**inputs).logits
     if logits.shape[1] != num_positions + 1:
         raise DistillError(
-            f"the student returned logits of {logits.shape[1]} positions where {num_positions + 1} were asked"
+            f"the model returned logits of {logits.shape[1]} positions where {num_positions + 1} were asked"
         )
     return logits
 
@@ -292,11 +315,12 @@ def _model_inputs(
     return {**inputs, "logits_to_keep": token_ids_BT.shape[1] + 1}
 
 
-def _encode(example: Example, processor: Any) -> dict[str, Tensor]:
-    picture = None
-    if example.image is not None:
-        picture = open_image(example.image, where=f"example {example.example_id}")
-    return encode_prompt(processor, chat_prompt(processor, example.question, image=picture is not None), picture)
+def _picture(example: Example) -> PIL.Image | None:
+    return None if example.image is None else open_image(example.image, where=f"example {example.example_id}")
+
+
+def _encode(processor: Any, text: str, picture: PIL.Image | None) -> dict[str, Tensor]:
+    return encode_prompt(processor, chat_prompt(processor, text, image=picture is not None), picture)
 
 
 def _check_response(target: Target, vocab_size: int, processor: Any) -> None:

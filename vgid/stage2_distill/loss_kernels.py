@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vgid.stage2_distill.losses import Partition, divergence, partition
+from vgid.stage2_distill.losses import Partition, dense_divergence, divergence, partition
 from vgid.stage2_distill.settings import LossSettings
 
 _CHUNK_LOGITS = {"cpu": 2**19, "cuda": 6 * 2**20}
@@ -93,6 +93,27 @@ def fused_head_loss(
     return LossAndValues(loss_sum, _unflattened(values_N, targets.mask_BT))
 
 
+def dense_loss(
+    student_logits_BLV: Tensor, teacher_logits_BLV: Tensor, mask_BT: Tensor, *, weight_B: Tensor, loss: LossSettings
+) -> LossAndValues:
+    """The same for a teacher whose logits over the whole vocabulary are at hand.
+
+    Args:
+        student_logits_BLV: As for `logits_loss`.
+        teacher_logits_BLV: Of the same positions; seen as constants.
+        mask_BT: True where the position is supervised.
+        weight_B: As for `logits_loss`.
+        loss: Which divergence.
+    """
+    dtype = torch.promote_types(student_logits_BLV.dtype, torch.float32)
+    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    places_N = row_N * student_logits_BLV.shape[1] + column_N
+    loss_sum, values_N = _DenseLoss.apply(  # type: ignore[misc]
+        student_logits_BLV, teacher_logits_BLV.detach(), places_N, weight_B.to(dtype)[row_N], loss
+    )
+    return LossAndValues(loss_sum, _unflattened(values_N, mask_BT))
+
+
 class _LogitsLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -104,13 +125,39 @@ class _LogitsLoss(torch.autograd.Function):
             grad_LV = torch.empty_like(flat_LV)
             _zero_elsewhere(grad_LV, places_N)
         values_N = torch.empty_like(weight_N)
-        limit = _CHUNK_LOGITS["cpu" if logits.device.type == "cpu" else "cuda"]
-        for part in _chunks(len(places_N), width=flat_LV.shape[1], limit=limit):
+        for part in _chunks(len(places_N), width=flat_LV.shape[1], limit=_chunk_logits(logits)):
             # Never the caller's own memory: indexing copies.
             z_NV = flat_LV[places_N[part]].to(weight_N.dtype)
             values_N[part] = _value_and_gradient(z_NV, _rows(teacher, part), weight_N[part], loss)
             if grad_LV is not None:
                 grad_LV[places_N[part]] = z_NV.to(grad_LV.dtype)
+        ctx.gradient, ctx.shape = grad_LV, logits.shape
+        ctx.mark_non_differentiable(values_N)
+        return (weight_N * values_N).sum(), values_N
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradient, ctx.gradient = ctx.gradient, None
+        return None if gradient is None else _scaled(gradient, outer[0]).view(ctx.shape), None, None, None, None
+
+
+class _DenseLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, teacher: Tensor, places_N: Tensor, weight_N: Tensor, loss: LossSettings
+    ) -> tuple[Tensor, Tensor]:
+        flat_LV, teacher_LV = logits.flatten(0, 1), teacher.flatten(0, 1)
+        grad_LV = torch.zeros_like(flat_LV) if logits.requires_grad else None
+        values_N = torch.empty_like(weight_N)
+        for part in _chunks(len(places_N), width=flat_LV.shape[1], limit=_chunk_logits(logits)):
+            places = places_N[part]
+            logp_NV, logq_NV = (
+                torch.log_softmax(each[places].to(weight_N.dtype), dim=-1) for each in (teacher_LV, flat_LV)
+            )
+            values_N[part], slope_NV = dense_divergence(logp_NV, logq_NV, loss=loss)
+            if grad_LV is not None:
+                gradient_NV = slope_NV.sub_(logq_NV.exp_().mul_(slope_NV.sum(-1, keepdim=True)))
+                grad_LV[places] = gradient_NV.mul_(weight_N[part, None]).to(grad_LV.dtype)
         ctx.gradient, ctx.shape = grad_LV, logits.shape
         ctx.mark_non_differentiable(values_N)
         return (weight_N * values_N).sum(), values_N
@@ -215,6 +262,10 @@ def _unflattened(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 def _chunks(count: int, *, width: int, limit: int) -> Iterator[slice]:
     rows = max(1, limit // width)
     return (slice(start, start + rows) for start in range(0, count, rows))
+
+
+def _chunk_logits(logits: Tensor) -> int:
+    return _CHUNK_LOGITS["cpu" if logits.device.type == "cpu" else "cuda"]
 
 
 def _rows(teacher: Partition, part: slice) -> Partition:

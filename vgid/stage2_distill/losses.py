@@ -68,21 +68,33 @@ def divergence(teacher: Partition, logq_NC: Tensor, *, loss: LossSettings) -> tu
     Returns:
         Value [N] in nats, and its derivative by every `logq` [N, C] as if they were independent; 0 at absent cells.
     """
-    logp_NC = teacher.logp_NC
-    is_there_NC = torch.cat([teacher.is_stored_NK, teacher.has_tail_N[:, None]], dim=-1)
-    if loss.divergence == "forward_kl":
-        value_NC, slope_NC = _forward_kl(logp_NC, logq_NC)
-    elif loss.divergence == "reverse_kl":
-        value_NC, slope_NC = _reverse_kl(_with_floor(logp_NC, teacher.has_tail_N), logq_NC)
-    elif loss.divergence == "jsd":
-        value_NC, slope_NC = _jsd(logp_NC, logq_NC)
-    else:
-        assert loss.temperature is not None
-        is_there_NC = is_there_NC.clone()
-        is_there_NC[:, -1] = False
-        value_NC, slope_NC = _conditional_kl(logp_NC, logq_NC, is_there_NC, temperature=loss.temperature)
+    logp_NC, has_tail_N = teacher.logp_NC, teacher.has_tail_N
+    if loss.divergence == "reverse_kl":
+        logp_NC = _with_floor(logp_NC, has_tail_N)
+    elif loss.divergence == "topk_conditional_kl":
+        has_tail_N = torch.zeros_like(has_tail_N)
+    is_there_NC = torch.cat([teacher.is_stored_NK, has_tail_N[:, None]], dim=-1)
+    value_NC, slope_NC = _cells(logp_NC, logq_NC, is_there_NC, loss=loss)
     zero = torch.zeros((), dtype=value_NC.dtype, device=value_NC.device)
     return torch.where(is_there_NC, value_NC, zero).sum(-1), torch.where(is_there_NC, slope_NC, zero)
+
+
+def dense_divergence(logp_NV: Tensor, logq_NV: Tensor, *, loss: LossSettings) -> tuple[Tensor, Tensor]:
+    """`divergence` of distributions that are known in full: every id is a cell and there is no tail."""
+    everywhere_NV = torch.ones_like(logp_NV, dtype=torch.bool)
+    value_NV, slope_NV = _cells(logp_NV, logq_NV, everywhere_NV, loss=loss)
+    return value_NV.sum(-1), slope_NV
+
+
+def _cells(logp_NC: Tensor, logq_NC: Tensor, is_there_NC: Tensor, *, loss: LossSettings) -> tuple[Tensor, Tensor]:
+    if loss.divergence == "forward_kl":
+        return _forward_kl(logp_NC, logq_NC)
+    if loss.divergence == "reverse_kl":
+        return _reverse_kl(logp_NC, logq_NC)
+    if loss.divergence == "jsd":
+        return _jsd(logp_NC, logq_NC)
+    assert loss.temperature is not None
+    return _conditional_kl(logp_NC, logq_NC, is_there_NC, temperature=loss.temperature)
 
 
 def _forward_kl(logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:

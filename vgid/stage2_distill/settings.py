@@ -109,6 +109,9 @@ class DistillSettings(Strict):
     fused_head: bool = False
     """Compute the loss from the last hidden states, a few positions at a time, so that the logits of a batch are never
     all in memory: for long responses and large vocabularies. Changes the update by rounding only."""
+    online: bool = False
+    """Compute the teacher's distributions anew in every step, over the whole vocabulary, for the responses that the
+    cache holds: a reference to measure the cache against, slower and with more memory. The stored ones are not used."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     epochs: float | None = Field(default=None, gt=0)
@@ -151,6 +154,8 @@ class DistillSettings(Strict):
             raise ValueError("give exactly one of epochs and max_steps")
         if (self.method == "lora") != (self.lora is not None):
             raise ValueError(f"method {self.method!r} and lora settings {self.lora} do not fit together")
+        if self.online and self.fused_head:
+            raise ValueError("online needs all logits of the teacher, so it cannot be combined with fused_head")
         for role, batch in (("forget", self.forget_batch), ("retain", self.retain_batch)):
             selected = any(target.role == role for target in self.targets)
             if selected != (batch > 0):

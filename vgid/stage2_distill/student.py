@@ -24,15 +24,8 @@ def load_student(student: str, *, settings: DistillSettings) -> Any:
     Raises:
         DistillError: the model does not load, has no recognisable vision tower, or lacks the layers named for LoRA.
     """
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            student, dtype=getattr(torch, settings.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise DistillError(f"student {student!r} does not load: {str(error).splitlines()[0]}") from error
-    silence_dropout(model)
+    model = load_base(student, settings=settings)
+    model.requires_grad_(True)
     vision = vision_tower_name(model)
     if settings.lora is not None:
         return _with_adapters(model, settings.lora, vision=vision, settings=settings)
@@ -44,6 +37,24 @@ def load_student(student: str, *, settings: DistillSettings) -> Any:
 def vocabulary_size(model: Any) -> int:
     """Width of the logits (it may exceed the tokenizer's length)."""
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+def load_base(student: str, *, settings: DistillSettings) -> Any:
+    """The model as the teacher uses it: without dropout, and nothing trains.
+
+    Raises:
+        DistillError: it does not load.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            student, dtype=getattr(torch, settings.dtype), use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise DistillError(f"student {student!r} does not load: {str(error).splitlines()[0]}") from error
+    silence_dropout(model)
+    return model.requires_grad_(False)
 
 
 def check_plain_head(model: Any) -> None:

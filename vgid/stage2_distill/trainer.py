@@ -28,15 +28,23 @@ from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
 from vgid.data.examples import Example
 from vgid.errors import DistillError
-from vgid.stage2_distill.batches import Batch, build_items, collate, last_hidden_states, response_logits
+from vgid.stage2_distill.batches import (
+    Batch,
+    TeacherPrompt,
+    TrainItem,
+    build_items,
+    collate,
+    last_hidden_states,
+    response_logits,
+)
 from vgid.stage2_distill.checkpoints import Checkpoint, newest_checkpoint, seal_checkpoint
 from vgid.stage2_distill.export import check_saveable, save_student
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
-from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, fused_head_loss, logits_loss
+from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, dense_loss, fused_head_loss, logits_loss
 from vgid.stage2_distill.losses import role_counts, role_sums
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
-from vgid.stage2_distill.student import check_plain_head, load_student, vocabulary_size
+from vgid.stage2_distill.student import check_plain_head, load_base, load_student, vocabulary_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +98,7 @@ def distill(
     out: Path,
     provenance: Mapping[str, Any],
     processor: Any = None,
+    teacher_prompt: Callable[[TrainItem], TeacherPrompt] | None = None,
     progress: Progress = lambda loss, num_steps: None,
 ) -> DistillResult:
     """Train a student on cached targets and save it to `out`.
@@ -105,6 +114,7 @@ def distill(
         out: Directory of the new model; appears when complete.
         provenance: What the result depends on beside settings and student: manifest hash, data hash, …
         processor: The student's; None loads it.
+        teacher_prompt: What the teacher is asked about a row; needed, and used, only with `settings.online`.
         progress: Called after every step.
 
     Raises:
@@ -129,6 +139,12 @@ def distill(
     check_saveable(model)
     if settings.fused_head:
         check_plain_head(model)
+    loop = None
+    if settings.online:
+        assert teacher_prompt is not None
+        loop = TeacherInTheLoop(
+            base=None if settings.lora else load_base(str(student), settings=settings), prompt=teacher_prompt
+        )
     started = time.monotonic()
     losses = _train(
         model,
@@ -140,6 +156,7 @@ def distill(
         identity=identity,
         progress=progress,
         work=work,
+        loop=loop,
     )
     result = DistillResult(
         num_steps=schedule.num_steps,
@@ -173,8 +190,10 @@ def _train(
     identity: Mapping[str, Any],
     progress: Progress,
     work: Path,
+    loop: TeacherInTheLoop | None,
 ) -> list[StepLoss]:
-    collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model))
+    prompt = loop.prompt if loop else None
+    collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model), teacher_prompt=prompt)
     use_cache = getattr(model.config, "use_cache", None)
     trainer = DistillTrainer(
         model=model,
@@ -182,6 +201,7 @@ def _train(
         train_dataset=schedule,
         data_collator=collator,
         settings=settings,
+        loop=loop,
     )
     trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
@@ -199,15 +219,26 @@ def _train(
     return trainer.losses
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherInTheLoop:
+    """A teacher that answers during training."""
+
+    prompt: Callable[[TrainItem], TeacherPrompt]
+    base: Any
+    """A frozen copy of the base; None where the student is the base with its adapters switched off."""
+
+
 class DistillTrainer(Trainer):
     """`Trainer` with this module's loss, normalised per role over the whole optimizer step."""
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, settings: DistillSettings, **kwargs: Any) -> None:
+    def __init__(self, *, settings: DistillSettings, loop: TeacherInTheLoop | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.losses: list[StepLoss] = []
-        self._settings = settings
+        self._settings, self._loop = settings, loop
+        if loop is not None and loop.base is not None:
+            loop.base.to(self.args.device)
         self._coefficients = torch.tensor([settings.alpha, settings.beta], dtype=torch.float64)
         self._counts = self._sums = torch.zeros(2)
 
@@ -238,12 +269,24 @@ class DistillTrainer(Trainer):
 
     def _loss(self, model: Any, batch: Batch, factor_B: Tensor) -> LossAndValues:
         settings = self._settings
+        if self._loop is not None:
+            teacher_BLV = self._teacher_logits(model, batch, base=self._loop.base)
+            student_BLV = response_logits(model, batch)
+            return dense_loss(student_BLV, teacher_BLV, batch["mask_BT"], weight_B=factor_B, loss=settings.loss)
         targets = SparseTargets(*(batch[name] for name in SparseTargets._fields))
         if settings.fused_head:
             head = self.accelerator.unwrap_model(model).get_output_embeddings()
             hidden_BLD = last_hidden_states(model, batch, head=head)
             return fused_head_loss(hidden_BLD, head, targets, weight_B=factor_B, loss=settings.loss)
         return logits_loss(response_logits(model, batch), targets, weight_B=factor_B, loss=settings.loss)
+
+    @torch.no_grad()
+    def _teacher_logits(self, model: Any, batch: Batch, *, base: Any) -> Tensor:
+        if base is not None:
+            return response_logits(base, batch, as_teacher=True)
+        student = self.accelerator.unwrap_model(model)
+        with student.disable_adapter():
+            return response_logits(student, batch, as_teacher=True)
 
     def finish_step(self) -> None:
         """Record the losses of the step that is about to be applied.
