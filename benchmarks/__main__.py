@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("encodings", "writing", "training_reads", "size", "capture", "teacher", "stream", "loss", "worlds")
+NAMES = ("encodings", "writing", "training_reads", "size", "capture", "teacher", "stream", "loss", "distill", "worlds")
 
 
 def main(names: list[str]) -> None:

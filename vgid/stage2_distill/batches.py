@@ -236,7 +236,6 @@ def collate(
     """
     for item in items:
         _check_response(item.target, vocab_size, processor)
-    candidates = [build_candidates(item.target, vocab_size=vocab_size) for item in items]
     token_ids_BT = _stack([torch.from_numpy(item.target.token_ids.astype(np.int64)) for item in items], fill=0)
     lengths = torch.tensor([len(item.target.token_ids) for item in items])
     mask_BT = torch.arange(token_ids_BT.shape[1]) < lengths[:, None]
@@ -245,9 +244,7 @@ def collate(
         inputs=_model_inputs(prompts, token_ids_BT, mask_BT, pad_id=_pad_id(processor)),
         token_ids_BT=token_ids_BT,
         mask_BT=mask_BT,
-        topk_ids_BTK=_stack([torch.from_numpy(row.ids) for row in candidates], fill=0),
-        topk_logprobs_BTK=_stack([torch.from_numpy(row.logprobs).float() for row in candidates], fill=-torch.inf),
-        tail_logprob_BT=_stack([torch.from_numpy(row.tail).float() for row in candidates], fill=-torch.inf),
+        **teacher_tensors(items, vocab_size=vocab_size),
         weight_B=torch.tensor([item.weight for item in items]),
         forget_B=torch.tensor([item.role == "forget" for item in items]),
     )
@@ -255,6 +252,24 @@ def collate(
         asked = [_encode(processor, *teacher_prompt(item)) for item in items]
         batch["teacher_inputs"] = _model_inputs(asked, token_ids_BT, mask_BT, pad_id=_pad_id(processor))
     return batch
+
+
+class TeacherTensors(TypedDict):
+    """What the teacher said, as in `Batch`."""
+
+    topk_ids_BTK: Tensor
+    topk_logprobs_BTK: Tensor
+    tail_logprob_BT: Tensor
+
+
+def teacher_tensors(items: Sequence[TrainItem], *, vocab_size: int) -> TeacherTensors:
+    """The teacher's part of a batch; see `build_candidates`."""
+    candidates = [build_candidates(item.target, vocab_size=vocab_size) for item in items]
+    return TeacherTensors(
+        topk_ids_BTK=_stack([torch.from_numpy(row.ids) for row in candidates], fill=0),
+        topk_logprobs_BTK=_stack([torch.from_numpy(row.logprobs).float() for row in candidates], fill=-torch.inf),
+        tail_logprob_BT=_stack([torch.from_numpy(row.tail).float() for row in candidates], fill=-torch.inf),
+    )
 
 
 def response_logits(student: Any, batch: Batch, *, as_teacher: bool = False) -> Tensor:
