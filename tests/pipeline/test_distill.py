@@ -15,11 +15,18 @@ from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import CacheError
-from vgid.pipeline.distill import planned_targets
+from vgid.pipeline.distill import planned_targets, run_distill
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
-from vgid.pipeline.teacher import TeacherJob, prepare_teacher
+from vgid.pipeline.teacher import TeacherJob, prepare_teacher, run_teacher
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.plan import cache_settings
+
+FORGET_ALONE = [
+    "teacher.plan=[{split: forget, modality: image, tasks: [facts], view: noise+icu, response_kind: generated},"
+    "{split: forget, modality: text, tasks: [facts], view: icu, response_kind: generated}]",
+    "distill.targets=[{split: forget, view: noise+icu, response_kind: generated},"
+    "{split: forget, view: icu, response_kind: generated}]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +91,22 @@ def test_erased_rows_do_not_hide_that_others_are_missing(job, cache, recipe, exa
 
     with pytest.raises(CacheError, match=r"of the .* rows that the recipe plans"):
         chosen(cache, recipe, more)
+
+
+def test_a_teacher_in_the_loop_is_asked_what_stage_one_asked(tmp_path):
+    """The first step's loss, before any update, is that of the cache but for what a cache gives up."""
+    few = {"forget_batch": 6, "retain_batch": 0, "max_steps": 1}
+    overrides = [f"distill.{name}={value}" for name, value in few.items()]
+    recipe, folder = load_recipe("fictitious", overrides=[*overrides, "teacher.num_topk=200", *FORGET_ALONE])
+    examples = load_examples(recipe.data, folder=folder)
+    subject = min(each.subject_id for each in examples if each.split == "forget")
+    examples = [each for each in examples if each.subject_id == subject]
+    run_teacher(prepare_teacher(recipe, examples, engine="transformers"), tmp_path / "cache")
+
+    losses = []
+    for online in (False, True):
+        settings = recipe.distill.model_copy(update={"online": online})
+        chosen = recipe.model_copy(update={"distill": settings})
+        losses.append(run_distill(chosen, examples, tmp_path / "cache", tmp_path / f"student-{online}").losses[0].loss)
+    assert losses[0] > 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -70,10 +70,7 @@ def run_distill(
     }
     asked = None
     if recipe.distill.online:
-        engine_id = targets.column("engine_id")[0].as_py()
-        asked = _teacher_prompts(
-            recipe, examples, opened, engine_id, image_processor=load_processor(directory).image_processor
-        )
+        asked = teacher_prompts(recipe, examples, opened, targets, directory=directory)
     with progress("distill") as report:
         return distill(
             student=directory,
@@ -87,14 +84,24 @@ def run_distill(
         )
 
 
-def _teacher_prompts(
-    recipe: Recipe, examples: Sequence[Example], cache: Cache, engine_id: str, *, image_processor: Any
+def teacher_prompts(
+    recipe: Recipe, examples: Sequence[Example], cache: Cache, targets: MappedTargets, *, directory: Path
 ) -> Callable[[TrainItem], TeacherPrompt]:
-    """What stage one asked about every row, for a teacher in the loop."""
+    """What stage one asked about every row, for a teacher in the loop.
+
+    Args:
+        recipe: That the rows were made by.
+        examples: Its data.
+        cache: The rows' cache.
+        targets: The rows, all of one engine.
+        directory: Of the base.
+    """
     from vgid.stage1_teacher.generate import picture_of, prompt_text
     from vgid.stage2_distill.batches import TeacherPrompt
 
+    image_processor = load_processor(directory).image_processor
     teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
+    engine_id = targets.column("engine_id")[0].as_py()
     plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
     planned = {row.target_id: row for row in plan}
 
