@@ -132,7 +132,9 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
-        "distill": sorted(["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--set", "--json"]),
+        "distill": sorted(
+            ["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--report-to", "--set", "--json"]
+        ),
         "evaluate": sorted(
             [
                 "model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -337,6 +338,38 @@ def test_progress_and_result_tell_the_same_story(bench: Bench, capfd: pytest.Cap
     assert result.num_tokens["forget"] == sum(loss.forget_tokens for loss in result.losses)
     assert result.seconds > 0
     assert capfd.readouterr().out == ""
+
+
+def test_a_tracker_is_told_of_every_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back from TensorBoard's own file: records of a length, its checksum, an event and its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(bench.directory / "board"))
+    result = bench.run("out", trackers=["tensorboard"])
+
+    (file,) = (bench.directory / "board").glob("events.*")
+    content, place, told = file.read_bytes(), 0, dict[str, dict[int, float]]()
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        event = Event.FromString(content[place + 12 : place + 12 + length])
+        for value in event.summary.value:
+            told.setdefault(value.tag, {})[event.step] = value.simple_value
+        place += 16 + length
+    for name in ("loss", "forget", "retain"):
+        expected = {loss.step: pytest.approx(getattr(loss, name), rel=1e-6) for loss in result.losses}
+        assert told[f"train/{name}"] == expected
+    assert set(told["train/learning_rate"]) == {1, 2, 3}
+    assert not (bench.directory / ".out.checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [("tensorbored", "tracker 'tensorbored' is unknown; choose from"), ("wandb", "not installed")],
+)
+def test_a_tracker_that_is_not_there_is_refused_before_training(tracker: str, message: str, bench: Bench) -> None:
+    with pytest.raises(DistillError, match=message):
+        bench.run("out", trackers=[tracker])
+    assert not (bench.directory / "out").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(bench: Bench) -> None:

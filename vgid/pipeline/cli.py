@@ -72,6 +72,10 @@ def distill(
     scratch: Annotated[
         Path | None, typer.Option("--scratch", help="Where the cache's decoded copy goes; default: into the cache.")
     ] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--report-to", help="Tell a tracker of every step: tensorboard, wandb, trackio, mlflow, …"),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,7 +88,9 @@ def distill(
 
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
     examples = load_examples(loaded.data, folder=folder)
-    result = run_distill(loaded, examples, cache, out, allow_partial=allow_partial, scratch=scratch)
+    result = run_distill(
+        loaded, examples, cache, out, allow_partial=allow_partial, scratch=scratch, trackers=trackers or ()
+    )
     print_record(asdict(result), as_json=as_json)
 
 

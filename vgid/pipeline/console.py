@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Protocol
 
 _LINE_EVERY_S = 10.0
 _NARROWEST = 8
+_EIGHTHS = "▁▂▃▄▅▆▇█"
 
 
 class Report(Protocol):
@@ -78,6 +80,17 @@ def _lines(title: str) -> Report:
         say(f"{title}: {done:,}/{total:,} {note}" + (f", about {left:.0f} s left" if done < total else ""))
 
     return report
+
+
+def sparkline(values: Sequence[float], *, width: int = 12) -> str:
+    """A curve of positive numbers in one word, from 0 up; the oldest may share a column. Empty where stderr cannot."""
+    if not values or "utf" not in (sys.stderr.encoding or "").lower():
+        return ""
+    columns = min(width, len(values))
+    cut = [len(values) * column // columns for column in range(columns + 1)]
+    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(cut)]
+    top = max(means)
+    return "".join(_EIGHTHS[min(int(8 * mean / top), 7)] if top > 0 else _EIGHTHS[0] for mean in means)
 
 
 def table(

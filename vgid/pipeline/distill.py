@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,13 @@ from vgid.data.chat import load_processor, processor_sha256, tokenizer_sha256
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import CacheError
-from vgid.pipeline.console import progress, say
+from vgid.pipeline.console import Report, progress, say, sparkline
 from vgid.pipeline.recipe import Recipe
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
 
 if TYPE_CHECKING:
     from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
-    from vgid.stage2_distill.trainer import DistillResult
+    from vgid.stage2_distill.trainer import DistillResult, StepLoss
 
 
 def run_distill(
@@ -31,6 +32,7 @@ def run_distill(
     *,
     allow_partial: bool = False,
     scratch: Path | None = None,
+    trackers: Sequence[str] = (),
 ) -> DistillResult:
     """Distil the student on a cache.
 
@@ -41,6 +43,7 @@ def run_distill(
         out: Directory of the student.
         allow_partial: Train although rows of the recipe's plan are missing.
         scratch: Where the cache's decoded copy is kept; None for beside it.
+        trackers: That are told of every step (`tensorboard`, `wandb`, …).
 
     Raises:
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
@@ -48,6 +51,8 @@ def run_distill(
     """
     from vgid.stage2_distill.trainer import distill
 
+    if "tensorboard" in trackers:  # else into the directory of checkpoints, which goes when the student is done
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out.with_name(f"{out.name}.tensorboard")))
     directory = resolve_model(recipe.model, revision=recipe.revision)
     opened = open_cache(cache)
     if not opened.manifest.parts:
@@ -80,8 +85,27 @@ def run_distill(
             out=out,
             provenance=provenance,
             teacher_prompt=asked,
-            progress=lambda step, num_steps: report(step.step, num_steps, f"steps, loss {step.loss:.4f}"),
+            progress=_LossCurves(report),
+            trackers=trackers,
         )
+
+
+class _LossCurves:
+    """Progress of a training: both losses of the last step, and how they came there."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._forget: list[float] = []
+        self._retain: list[float] = []
+
+    def __call__(self, step: StepLoss, num_steps: int) -> None:
+        """Show one more step."""
+        self._forget.append(step.forget)
+        note = f"steps, forget {step.forget:.4f} {sparkline(self._forget)}"
+        if step.retain is not None:
+            self._retain.append(step.retain)
+            note += f" retain {step.retain:.4f} {sparkline(self._retain)}"
+        self._report(step.step, num_steps, note.rstrip())
 
 
 def teacher_prompts(

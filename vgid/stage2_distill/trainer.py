@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
@@ -100,6 +101,7 @@ def distill(
     processor: Any = None,
     teacher_prompt: Callable[[TrainItem], TeacherPrompt] | None = None,
     progress: Progress = lambda loss, num_steps: None,
+    trackers: Sequence[str] = (),
 ) -> DistillResult:
     """Train a student on cached targets and save it to `out`.
 
@@ -116,6 +118,7 @@ def distill(
         processor: The student's; None loads it.
         teacher_prompt: What the teacher is asked about a row; needed, and used, only with `settings.online`.
         progress: Called after every step.
+        trackers: That are told of every step, by the names transformers has for them (`tensorboard`, `wandb`, …).
 
     Raises:
         DistillError: cache, data and student do not fit together, the loss is not finite, or `out` is of another run.
@@ -130,7 +133,7 @@ def distill(
     work = out.with_name(f".{out.name}.checkpoints")
     checkpoint = newest_checkpoint(work, identity=identity)
 
-    arguments = _training_arguments(settings, work)
+    arguments = _training_arguments(settings, work, trackers=trackers)
     schedule = Schedule(selected.items, settings=settings, num_processes=arguments.world_size)
     arguments.max_steps, arguments.per_device_train_batch_size = schedule.num_steps, schedule.micro_batch
     # An adapter is loaded onto its base by Trainer; full weights are read again here (see `_load_from_checkpoint`).
@@ -195,14 +198,19 @@ def _train(
     prompt = loop.prompt if loop else None
     collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model), teacher_prompt=prompt)
     use_cache = getattr(model.config, "use_cache", None)
-    trainer = DistillTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=schedule,
-        data_collator=collator,
-        settings=settings,
-        loop=loop,
-    )
+    try:
+        trainer = DistillTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=schedule,
+            data_collator=collator,
+            settings=settings,
+            loop=loop,
+        )
+    except RuntimeError as error:
+        if arguments.report_to and "to be installed" in str(error):  # all that tells it from other errors
+            raise DistillError(f"tracker {' or '.join(arguments.report_to)} is not installed: {error}") from error
+        raise
     trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
@@ -340,7 +348,12 @@ class _EachStep(TrainerCallback):
         self._trainer.finish_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress(self._trainer.losses[-1], self._num_steps)
+        loss = self._trainer.losses[-1]
+        self._progress(loss, self._num_steps)
+        if args.report_to:
+            told = {"loss": loss.loss, "forget": loss.forget, "forget_tokens": loss.forget_tokens}
+            told |= {} if loss.retain is None else {"retain": loss.retain, "retain_tokens": loss.retain_tokens}
+            self._trainer.log({**told, "learning_rate": kwargs["optimizer"].param_groups[0]["lr"]})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -348,7 +361,10 @@ class _EachStep(TrainerCallback):
             seal_checkpoint(path, identity=self._identity, history=[asdict(loss) for loss in self._trainer.losses])
 
 
-def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArguments:
+def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequence[str] = ()) -> TrainingArguments:
+    if unknown := set(trackers) - set(INTEGRATION_TO_CALLBACK):
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise DistillError(f"tracker {min(unknown)!r} is unknown; choose from {known}")
     warms_up = settings.lr_scheduler == "constant" and settings.warmup_ratio > 0
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -369,7 +385,7 @@ def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArgume
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(trackers) or "none",
         disable_tqdm=True,
     )
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
