@@ -71,6 +71,31 @@ def test_an_epoch_is_one_pass_over_the_forget_rows(items: tuple[TrainItem, ...])
     assert sorted(retain.values()) == [1, 1, 1, 1, 2, 2, 2]
 
 
+def with_draws(items: tuple[TrainItem, ...], number: int) -> list[TrainItem]:
+    """Every row as if it had been made from that many noise seeds."""
+    return [
+        replace(item, target=replace(item.target, target_id=f"{item.target.target_id}/{draw}", draw=draw))
+        for item in items
+        for draw in range(number)
+    ]
+
+
+@pytest.mark.parametrize(("draws", "rows_an_epoch"), [("all", 18), ("cycle", 6)])
+def test_an_epoch_holds_every_draw_or_one_of_each_example(
+    draws: str, rows_an_epoch: int, items: tuple[TrainItem, ...]
+) -> None:
+    settings = make_settings(epochs=3, max_steps=None, forget_batch=6, retain_batch=1, draws=draws)
+    schedule = Schedule(with_draws(items, 3), settings=settings)
+    rows = [row for step in steps_of(schedule) for row in step if row.role == "forget"]
+    assert len(rows) == 3 * rows_an_epoch
+    epochs = [rows[start : start + rows_an_epoch] for start in range(0, len(rows), rows_an_epoch)]
+    for epoch in epochs:
+        counts = Counter(row.example.example_id for row in epoch)
+        assert set(counts.values()) == {rows_an_epoch // 6} and len(counts) == 6
+    assert set(Counter(row.target.target_id for row in rows).values()) == {3 if draws == "all" else 1}
+    assert len({row.target.draw for row in epochs[0]}) > 1
+
+
 def test_order_depends_on_the_seed_and_changes_between_epochs_but_not_with_the_cache(
     items: tuple[TrainItem, ...],
 ) -> None:

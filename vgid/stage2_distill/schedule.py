@@ -2,7 +2,8 @@
 
 Every step holds `forget_batch` forget rows and `retain_batch` retain rows. Each role is an endless sequence of
 permutations of its rows; steps run across the seam between two permutations, so all steps have the same size and a row
-may, rarely, stand twice in one.
+may, rarely, stand twice in one. Where an example has several rows (draws, samples, response kinds), a permutation holds
+all of them, or one of them in turn.
 """
 
 from __future__ import annotations
@@ -13,26 +14,38 @@ from hashlib import sha256
 
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import TrainItem
-from vgid.stage2_distill.settings import DistillSettings
+from vgid.stage2_distill.settings import DistillSettings, Draws
 
 
 class Stream:
     """Rows of one role, permuted anew for every epoch by the hash of (seed, epoch, target_id)."""
 
-    def __init__(self, items: Sequence[TrainItem], *, seed: int) -> None:
-        self._items, self._seed = items, seed
+    def __init__(self, items: Sequence[TrainItem], *, seed: int, draws: Draws) -> None:
+        groups: dict[str, list[TrainItem]] = {}
+        for item in sorted(items, key=lambda item: item.target.target_id):
+            groups.setdefault(item.example.example_id if draws == "cycle" else item.target.target_id, []).append(item)
+        self._groups, self._seed = groups, seed
         self._orders: dict[int, list[TrainItem]] = {}
 
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return len(self._groups)
+
     def __getitem__(self, position: int) -> TrainItem:
-        epoch, index = divmod(position, len(self._items))
+        epoch, index = divmod(position, len(self))
         if epoch not in self._orders:
             # One step may lie on both sides of a seam, in any order; older permutations are not needed again.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-            self._orders[epoch] = sorted(self._items, key=lambda item: self._key(epoch, item))
+            chosen = (group[(self._first(name) + epoch) % len(group)] for name, group in self._groups.items())
+            self._orders[epoch] = sorted(chosen, key=lambda item: self._hash(f"{epoch}/{item.target.target_id}"))
         return self._orders[epoch][index]
 
-    def _key(self, epoch: int, item: TrainItem) -> bytes:
-        return sha256(f"{self._seed}/{epoch}/{item.target.target_id}".encode()).digest()
+    def _first(self, name: str) -> int:
+        """Where a group begins, so that not all of them show their first draw in the first epoch."""
+        return int.from_bytes(self._hash(name)[:8])
+
+    def _hash(self, text: str) -> bytes:
+        return sha256(f"{self._seed}/{text}".encode()).digest()
 
 
 class Schedule:
@@ -53,7 +66,11 @@ class Schedule:
                 raise DistillError(
                     f"{role}_batch is {batch} but every selected {role} row is truncated; raise max_new_tokens"
                 )
-        self.num_steps = settings.max_steps or math.ceil((settings.epochs or 0) * len(forget) / settings.forget_batch)
+        self._forget, self._retain = (
+            Stream(role, seed=settings.seed, draws=settings.draws) for role in (forget, retain)
+        )
+        passes = (settings.epochs or 0) * len(self._forget)
+        self.num_steps = settings.max_steps or math.ceil(passes / settings.forget_batch)
         self.step_size = self._forget_batch + self._retain_batch
         self._num_parts = settings.gradient_accumulation_steps * num_processes
         if self.step_size % self._num_parts:
@@ -62,7 +79,6 @@ class Schedule:
                 f"({settings.gradient_accumulation_steps} accumulation steps x {num_processes} processes); change one"
             )
         self.micro_batch = self.step_size // self._num_parts
-        self._forget, self._retain = Stream(forget, seed=settings.seed), Stream(retain, seed=settings.seed)
 
     def __len__(self) -> int:
         return self.num_steps * self.step_size

@@ -14,6 +14,7 @@ from vgid.cache.schema import Target
 from vgid.data.strict import Strict
 
 Role = Literal["forget", "retain"]
+Draws = Literal["all", "cycle"]
 
 
 def _default_role(data: dict[str, Any]) -> Role:
@@ -115,13 +116,17 @@ class DistillSettings(Strict):
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the forget rows (retain rows cycle at their own pace). Give this or `max_steps`."""
+    """Passes over the forget rows, see `draws` (retain rows cycle at their own pace). Give this or `max_steps`."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps. Give this or `epochs`."""
     forget_batch: int = Field(ge=1)
     """Forget rows in every optimizer step, over all processes and micro-batches."""
     retain_batch: int = Field(ge=0)
     """Retain rows in every optimizer step, over all processes and micro-batches; 0 trains without a retain term."""
+    draws: Draws = "all"
+    """What an epoch is where an example has several cached rows (draws of the noise, samples, response kinds). `all`:
+    each of them once, so that their gradients are averaged, and an example counts as often as it has rows. `cycle`: one
+    of them, the next in the next epoch, so that every example counts once. `weight` of a selection holds in both."""
     seed: int
     """Keys the order of the rows and the initial adapters."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
