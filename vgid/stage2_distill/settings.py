@@ -96,6 +96,55 @@ class LossSettings(Strict):
         return self
 
 
+class Condition(Strict):
+    """That a metric has come to a value, as an evaluation names metrics and what they are of."""
+
+    metric: str
+    """`leak`, `rouge_l_f1`, `refusal`, `accuracy`, `prefill_leak`, …"""
+    split: str
+    """Of the questions."""
+    task: str | None = None
+    """Only questions of this task."""
+    modality: str | None = None
+    """Only questions of this modality; needs `task`."""
+    photo: str | None = None
+    """Only questions with such photos (`heldout`: not in the base's training); needs all of the above and `phrasing`."""
+    phrasing: str | None = None
+    """Only questions in such words; needs all of the above."""
+    at_most: float | None = None
+    """Met when the value is this or less. Give this or `at_least`."""
+    at_least: float | None = None
+    """Met when the value is this or more. Give this or `at_most`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Condition:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give exactly one of at_most and at_least")
+        return self
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value of the metric is enough."""
+        return value <= self.at_most if self.at_most is not None else value >= (self.at_least or 0)
+
+    def describe(self) -> str:
+        """The condition in words, for messages."""
+        where = " ".join(filter(None, (self.split, self.task, self.modality, self.photo, self.phrasing)))
+        bound = f"at most {self.at_most}" if self.at_most is not None else f"at least {self.at_least}"
+        return f"{self.metric} of {where} {bound}"
+
+
+class WatchSettings(Strict):
+    """Questions asked of the student while it learns, by the code that evaluates it afterwards."""
+
+    every_steps: int = Field(ge=1)
+    """Optimizer steps between two times."""
+    per_cell: int = Field(default=1, ge=1)
+    """Most questions per subject, task, modality, photo and phrasing."""
+    stop_when: tuple[Condition, ...] = ()
+    """The training ends when all of these are met at once; empty only watches. Ask what is not trained on (other words,
+    other photos, a retain split as well), or it ends when the training rows are learned."""
+
+
 class DistillSettings(Strict):
     """The training of one student."""
 
@@ -150,6 +199,8 @@ class DistillSettings(Strict):
     """Whether the vision tower learns too (for Qwen-VL models it includes the merger)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    watch: WatchSettings | None = None
+    """Evaluate during the training, and end it early; None does neither."""
     save_steps: int = Field(default=0, ge=0)
     """Optimizer steps between checkpoints from which an interrupted run continues; 0 writes none."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import transformers
@@ -33,21 +33,30 @@ class TransformersTeacher:
         head_dtype: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        self.engine_id = engine_identity("transformers", dtype=dtype, head_dtype=head_dtype)
-        self._num_topk, self._batch_size = num_topk, batch_size
-        self.processor = load_processor(model)
         try:
             loaded = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(model), dtype=getattr(torch, dtype), use_safetensors=True
             )
         except (OSError, ValueError) as error:
             raise TeacherError(f"model {str(model)!r} does not load: {str(error).splitlines()[0]}") from error
-        self._model: Any = loaded.eval()
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         if dtype == "float32":  # cuDNN would round the patch embedding's inputs to 10 bits of mantissa
             torch.backends.cudnn.allow_tf32 = False
         if head_dtype is not None:
-            compute_head_in(self._model, getattr(torch, head_dtype))
+            compute_head_in(loaded, getattr(torch, head_dtype))
+        engine_id = engine_identity("transformers", dtype=dtype, head_dtype=head_dtype)
+        self._take(loaded, load_processor(model), engine_id=engine_id, num_topk=num_topk, batch_size=batch_size)
+
+    @classmethod
+    def of_loaded(cls, model: Any, processor: Any, *, num_topk: int, batch_size: int = 32) -> Self:
+        """Ask a model that is in memory, as it is; the caller has put it into evaluation mode."""
+        teacher = cls.__new__(cls)
+        teacher._take(model, processor, engine_id="transformers, loaded", num_topk=num_topk, batch_size=batch_size)
+        return teacher
+
+    def _take(self, model: Any, processor: Any, *, engine_id: str, num_topk: int, batch_size: int) -> None:
+        self._model, self.processor, self.engine_id = model, processor, engine_id
+        self._num_topk, self._batch_size = num_topk, batch_size
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._banned_ids = image_token_ids(self.processor, self._model.config)
 

@@ -1,0 +1,76 @@
+"""What a student in training is asked, by the code that evaluates it afterwards, and whether that is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vgid.data.examples import Example
+from vgid.errors import ConfigError
+from vgid.pipeline.evaluate import SCORES, ask, select_examples, summarise
+from vgid.pipeline.metrics import DIMENSIONS, LEVELS, score_answer
+from vgid.pipeline.recipe import Recipe
+from vgid.pipeline.report import find_value
+from vgid.stage2_distill.settings import Condition, WatchSettings
+
+if TYPE_CHECKING:
+    from vgid.stage2_distill.trainer import Observation
+
+
+def watcher(
+    recipe: Recipe, watch: WatchSettings, examples: Sequence[Example], *, processor: Any
+) -> Callable[[Any], Observation]:
+    """A function that asks a model the recipe's questions.
+
+    Args:
+        recipe: Its `evaluate` part says how.
+        watch: How many, and what is enough.
+        examples: The recipe's data.
+        processor: The student's.
+
+    Raises:
+        ConfigError: a condition is of something that is not asked or not measured.
+    """
+    from vgid.stage1_teacher.engines.transformers import TransformersTeacher
+    from vgid.stage2_distill.trainer import Observation
+
+    settings = recipe.evaluate.model_copy(update={"per_cell": watch.per_cell})
+    chosen = select_examples(examples, settings=settings)
+    for condition in watch.stop_when:
+        _check(condition, chosen, prefill_splits=settings.prefill_splits)
+
+    def observe(model: Any) -> Observation:
+        asked = TransformersTeacher.of_loaded(model, processor, num_topk=1)
+        samples = ask(asked, chosen, tokenizer=processor.tokenizer, model="student", settings=settings)
+        metrics = summarise(samples, model="student", seed=recipe.distill.seed)
+        met = [condition.is_met(_value(condition, metrics)) for condition in watch.stop_when]
+        return Observation(metrics=metrics, is_enough=bool(met) and all(met))
+
+    return observe
+
+
+def _value(condition: Condition, metrics: Sequence[dict[str, Any]]) -> float:
+    place = {name: getattr(condition, name) for name in DIMENSIONS}
+    return find_value(metrics, metric=condition.metric, model="student", **place)
+
+
+def _check(condition: Condition, chosen: Sequence[Example], *, prefill_splits: Sequence[str]) -> None:
+    """Find out before the training what would stop it at the first look."""
+    said = f"distill.watch.stop_when ({condition.describe()})"
+    if condition.metric not in (*SCORES, "prefill_leak"):
+        raise ConfigError(f"{said}: choose a metric of {', '.join((*SCORES, 'prefill_leak'))}")
+    given = tuple(name for name in DIMENSIONS if getattr(condition, name) is not None)
+    if given not in LEVELS:
+        levels = "; ".join(", ".join(level) for level in LEVELS)
+        raise ConfigError(f"{said}: values are known by {levels}; not by {', '.join(given)}")
+    inside = [each for each in chosen if all(getattr(each, name) == getattr(condition, name) for name in given)]
+    if not inside:
+        raise ConfigError(f"{said}: no such question is asked; see data, and evaluate.splits")
+    if condition.metric == "prefill_leak":
+        is_measured = condition.split in prefill_splits and any(each.task == "facts" and each.facts for each in inside)
+    else:
+        is_measured = condition.metric == "truncated" or any(
+            condition.metric in score_answer(each, "") for each in inside
+        )
+    if not is_measured:
+        raise ConfigError(f"{said}: that metric is not measured on these questions")
