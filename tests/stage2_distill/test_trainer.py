@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import struct
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +26,7 @@ from vgid.errors import DistillError
 from vgid.stage2_distill.batches import TeacherPrompt, TrainItem, build_items, collate
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import LossSettings
-from vgid.stage2_distill.trainer import DistillResult, StepLoss, distill
+from vgid.stage2_distill.trainer import DistillResult, Observation, StepLoss, distill
 
 PROVENANCE = {"manifest_sha256": "0123"}
 
@@ -114,19 +111,6 @@ def test_accumulating_micro_batches_gives_the_update_of_the_whole_batch(image_be
         split = image_bench.run(f"split{parts}", changes={**IN_FLOAT64, "gradient_accumulation_steps": parts})
         assert split.num_tokens == whole.num_tokens
         assert largest_difference(image_bench.weights("whole"), image_bench.weights(f"split{parts}")) < 1e-10
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_update_of_one(image_bench: Bench, tmp_path: Path) -> None:
-    one = image_bench.run("one", changes=IN_FLOAT64)
-    job = (image_bench.oracle.path, image_bench.examples, image_bench.targets, IN_FLOAT64, tmp_path / "two", PROVENANCE)
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps(job))
-    script = Path(__file__).with_name("two_processes.py")
-    subprocess.run([sys.executable, str(script), str(tmp_path / "job.pickle")], check=True, timeout=200)
-    assert largest_difference(image_bench.weights("one"), image_bench.weights("two")) < 1e-10
-    two = image_bench.run("two", changes=IN_FLOAT64)  # finished, so this reads its result
-    assert two.num_tokens == one.num_tokens
-    assert [loss.loss for loss in two.losses] == pytest.approx([loss.loss for loss in one.losses], rel=1e-9)
 
 
 def test_a_role_of_weight_zero_pulls_nothing(bench: Bench) -> None:
@@ -325,6 +309,57 @@ def test_an_interrupted_run_continues_to_the_same_student(method: str, torn: boo
     assert not checkpoints.exists()
 
 
+# --- looking at the student while it learns ---
+
+
+def rows_of(value: float) -> list[dict[str, Any]]:
+    return [{"metric": "leak", "model": "student", "split": "forget", "value": value}]
+
+
+def test_a_student_that_is_good_enough_is_saved_as_it_then_is(bench: Bench) -> None:
+    """Looking changes nothing, so the student that ends early is the other's checkpoint of that step."""
+    changes = {"max_steps": 6, "watch": {"every_steps": 2}, "lr_scheduler": "constant"}
+    looked: list[int] = []
+
+    def until_four(model: Any, step: int) -> Observation:
+        assert not model.training
+        looked.append(step)
+        return Observation(metrics=rows_of(1 / step), is_enough=step == 4)
+
+    early = bench.run("early", changes=changes, watch=until_four)
+    short = bench.run("short", changes={**changes, "max_steps": 4, "watch": None})
+
+    assert looked == [2, 4]
+    assert early.num_steps == 4
+    assert [loss.observed and loss.observed.metrics[0]["value"] for loss in early.losses] == [None, 0.5, None, 0.25]
+    assert largest_difference(bench.weights("early"), bench.weights("short")) == 0
+    assert [loss.loss for loss in early.losses] == [loss.loss for loss in short.losses]
+    assert bench.run("early", changes=changes) == early
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_kill_after_the_last_look_does_not_train_on(
+    method: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 6, "method": method, "watch": {"every_steps": 2}, "save_steps": 2}
+
+    def at_once(model: Any, step: int) -> Observation:
+        return Observation(metrics=rows_of(0.0), is_enough=True)
+
+    whole = bench.run("whole", changes=changes, watch=at_once)
+    with monkeypatch.context() as patch:
+        patch.setattr("vgid.stage2_distill.trainer.save_student", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run("resumed", changes=changes, watch=at_once)
+    resumed = bench.run("resumed", changes=changes, watch=at_once)
+    assert resumed.losses == whole.losses
+    assert largest_difference(bench.weights("whole"), bench.weights("resumed")) == 0
+
+
+def interrupt(*arguments: Any, **named: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # --- what is reported and refused ---
 
 
@@ -378,6 +413,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(bench: Bench
             "out", changes={"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 5, "lr_scheduler": "constant"}
         )
     assert list(bench.directory.iterdir()) == []
+
+
+def test_a_launcher_that_asks_for_other_arithmetic_than_the_recipe_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(DistillError, match=r"mixed_precision bf16, but the recipe decides: distill.dtype is float32"):
+        bench.run("out")
+
+
+def test_sharding_asked_for_in_one_process_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would train in one piece without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(DistillError, match="FSDP2 was asked for, but accelerate runs NO; give it GPUs, at least two"):
+        bench.run("out")
 
 
 def test_a_directory_of_something_else_is_not_touched(bench: Bench) -> None:

@@ -17,6 +17,8 @@ from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import CacheError
 from vgid.pipeline.console import Report, progress, say, sparkline
 from vgid.pipeline.recipe import Recipe
+from vgid.pipeline.signals import stop_signal
+from vgid.pipeline.watch import watcher
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
 
 if TYPE_CHECKING:
@@ -48,24 +50,48 @@ def run_distill(
     Raises:
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
         DistillError: cache and data do not fit, or training failed.
+        Stopped: SIGTERM or Ctrl-C; a checkpoint beside `out` holds all steps so far.
     """
-    from vgid.stage2_distill.trainer import distill
+    with stop_signal("the step in progress is being finished and saved") as should_stop:
+        from vgid.stage2_distill.trainer import distill
 
-    if "tensorboard" in trackers:  # else into the directory of checkpoints, which goes when the student is done
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out.with_name(f"{out.name}.tensorboard")))
-    directory = resolve_model(recipe.model, revision=recipe.revision)
-    opened = open_cache(cache)
-    if not opened.manifest.parts:
-        raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
-    check_cache_fits(opened.manifest.teacher, directory, cache=cache)
-    with progress("decode the cache") as report:
-        stored = map_targets(opened, scratch=scratch, progress=report)
-    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
-    _warn_of_untrained(targets, recipe)
-    provenance = {
+        if "tensorboard" in trackers:  # else into the directory of checkpoints, which goes when the student is done
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out.with_name(f"{out.name}.tensorboard")))
+        directory = resolve_model(recipe.model, revision=recipe.revision)
+        opened = open_cache(cache)
+        if not opened.manifest.parts:
+            raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
+        check_cache_fits(opened.manifest.teacher, directory, cache=cache)
+        with progress("decode the cache") as report:
+            stored = map_targets(opened, scratch=scratch, progress=report)
+        targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
+        _warn_of_untrained(targets, recipe)
+        asked = watch = None
+        if recipe.distill.online:
+            asked = teacher_prompts(recipe, examples, opened, targets, directory=directory)
+        if recipe.distill.watch is not None:
+            watch = watcher(recipe, recipe.distill.watch, examples, processor=load_processor(directory))
+        with progress("distill") as report:
+            return distill(
+                student=directory,
+                examples={example.example_id: example for example in examples},
+                targets=targets,
+                settings=recipe.distill,
+                out=out,
+                provenance=_provenance(recipe, opened, targets),
+                teacher_prompt=asked,
+                progress=_LossCurves(report),
+                watch=watch,
+                trackers=trackers,
+                should_stop=should_stop,
+            )
+
+
+def _provenance(recipe: Recipe, cache: Cache, targets: MappedTargets) -> dict[str, Any]:
+    return {
         "base": recipe.model,
         "revision": recipe.revision or "",
-        "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
+        "base_weights_fingerprint": cache.manifest.teacher["weights_fingerprint"],
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
         "num_targets": len(targets),
@@ -73,21 +99,6 @@ def run_distill(
         "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
-    asked = None
-    if recipe.distill.online:
-        asked = teacher_prompts(recipe, examples, opened, targets, directory=directory)
-    with progress("distill") as report:
-        return distill(
-            student=directory,
-            examples={example.example_id: example for example in examples},
-            targets=targets,
-            settings=recipe.distill,
-            out=out,
-            provenance=provenance,
-            teacher_prompt=asked,
-            progress=_LossCurves(report),
-            trackers=trackers,
-        )
 
 
 class _LossCurves:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
+from vgid.pipeline.console import say
 from vgid.pipeline.evaluate import SCORES, ask, select_examples, summarise
 from vgid.pipeline.metrics import DIMENSIONS, LEVELS, score_answer
 from vgid.pipeline.recipe import Recipe
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from vgid.stage2_distill.trainer import Observation
 
 
+_TOLD = ("rouge_l_f1", "leak", "accuracy", "prefill_leak")
+
+
 def watcher(
     recipe: Recipe, watch: WatchSettings, examples: Sequence[Example], *, processor: Any
-) -> Callable[[Any], Observation]:
-    """A function that asks a model the recipe's questions.
+) -> Callable[[Any, int], Observation]:
+    """A function that asks a model the recipe's questions after a step.
 
     Args:
         recipe: Its `evaluate` part says how.
@@ -39,14 +43,22 @@ def watcher(
     for condition in watch.stop_when:
         _check(condition, chosen, prefill_splits=settings.prefill_splits)
 
-    def observe(model: Any) -> Observation:
+    def observe(model: Any, step: int) -> Observation:
         asked = TransformersTeacher.of_loaded(model, processor, num_topk=1)
         samples = ask(asked, chosen, tokenizer=processor.tokenizer, model="student", settings=settings)
         metrics = summarise(samples, model="student", seed=recipe.distill.seed)
-        met = [condition.is_met(_value(condition, metrics)) for condition in watch.stop_when]
-        return Observation(metrics=metrics, is_enough=bool(met) and all(met))
+        values = [(condition, _value(condition, metrics)) for condition in watch.stop_when]
+        is_enough = bool(values) and all(condition.is_met(value) for condition, value in values)
+        said = [f"{condition.describe()}: {value:.3f}" for condition, value in values] or _by_split(metrics)
+        say(f"after step {step:,}: {'; '.join(said)}" + ("; that is enough" if is_enough else ""))
+        return Observation(metrics=metrics, is_enough=is_enough)
 
     return observe
+
+
+def _by_split(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    whole = [row for row in metrics if not any(row.get(name) for name in DIMENSIONS[1:])]
+    return [f"{row['metric']} of {row['split']} {row['value']:.3f}" for row in whole if row["metric"] in _TOLD]
 
 
 def _value(condition: Condition, metrics: Sequence[dict[str, Any]]) -> float:

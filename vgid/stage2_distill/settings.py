@@ -108,7 +108,7 @@ class Condition(Strict):
     modality: str | None = None
     """Only questions of this modality; needs `task`."""
     photo: str | None = None
-    """Only questions with such photos (`heldout`: not in the base's training); needs all of the above and `phrasing`."""
+    """Only questions with such photos (`heldout`: not in the base's training); needs `phrasing` and the above."""
     phrasing: str | None = None
     """Only questions in such words; needs all of the above."""
     at_most: float | None = None

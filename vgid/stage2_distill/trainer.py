@@ -4,8 +4,8 @@
 
 Both means run over one optimizer step: all its micro-batches, all processes. transformers.Trainer carries the loop; its
 own token counting is replaced (one number cannot carry two roles, and it drops tokens where there are no labels).
-Checkpoints hold weights, optimizer and random state, and a rerun continues from the newest complete one. Gathering
-sharded (FSDP, DeepSpeed) weights for the export is not done here.
+Checkpoints hold weights, optimizer and random state, and a rerun continues from the newest complete one. Weights may be
+sharded by FSDP2 (see `sharding`); other wrappings such as DeepSpeed's are not supported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
 from vgid.data.examples import Example
-from vgid.errors import DistillError
+from vgid.errors import DistillError, Stopped
 from vgid.stage2_distill.batches import (
     Batch,
     TeacherPrompt,
@@ -38,14 +38,29 @@ from vgid.stage2_distill.batches import (
     last_hidden_states,
     response_logits,
 )
-from vgid.stage2_distill.checkpoints import Checkpoint, newest_checkpoint, seal_checkpoint
+from vgid.stage2_distill.checkpoints import Checkpoint, discard_torn, newest_checkpoint, seal_checkpoint
 from vgid.stage2_distill.export import check_saveable, save_student
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
 from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, dense_loss, fused_head_loss, logits_loss
 from vgid.stage2_distill.losses import role_counts, role_sums
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
+from vgid.stage2_distill.sharding import check_sharded, set_up_sharding, sharding_asked, whole_model
 from vgid.stage2_distill.student import check_plain_head, load_base, load_student, vocabulary_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What an evaluation during the training found."""
+
+    metrics: list[dict[str, Any]]
+    """Rows of a results file."""
+    is_enough: bool
+    """Whether the training may end here."""
+
+
+Watch = Callable[[Any, int], Observation]
+"""Looks at a student after a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,14 @@ class StepLoss:
     """The same for the retain rows; None where the step has none."""
     forget_tokens: int
     retain_tokens: int
+    observed: Observation | None = None
+    """What was found when the student was looked at after the update."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> StepLoss:
+        """Read back what `dataclasses.asdict` gave."""
+        observed = content.get("observed")
+        return cls(**{**content, "observed": observed and Observation(**observed)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +92,7 @@ class DistillResult:
     """What a training did."""
 
     num_steps: int
+    """That were made; fewer than planned where `watch` ended the training."""
     num_rows: dict[str, int]
     """Distinct cached rows by role that could train."""
     num_tokens: dict[str, int]
@@ -82,7 +106,7 @@ class DistillResult:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> DistillResult:
         """Read back what `dataclasses.asdict` gave."""
-        losses = [StepLoss(**loss) for loss in content["losses"]]
+        losses = [StepLoss.from_json(loss) for loss in content["losses"]]
         return cls(**{name: value for name, value in content.items() if name != "losses"}, losses=losses)
 
 
@@ -101,12 +125,14 @@ def distill(
     processor: Any = None,
     teacher_prompt: Callable[[TrainItem], TeacherPrompt] | None = None,
     progress: Progress = lambda loss, num_steps: None,
+    watch: Watch | None = None,
     trackers: Sequence[str] = (),
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> DistillResult:
     """Train a student on cached targets and save it to `out`.
 
-    A rerun over a finished `out` does nothing and returns the stored result; an interrupted run with `save_steps`
-    continues from the newest complete checkpoint beside `out`.
+    A rerun over a finished `out` does nothing and returns the stored result; an interrupted run continues from the
+    newest complete checkpoint beside `out`. One that is asked to stop writes one first, with or without `save_steps`.
 
     Args:
         student: Directory or Hugging Face id of the base.
@@ -118,28 +144,37 @@ def distill(
         processor: The student's; None loads it.
         teacher_prompt: What the teacher is asked about a row; needed, and used, only with `settings.online`.
         progress: Called after every step.
+        watch: Looks at the student every `settings.watch.every_steps` steps; needed, and used, only with that.
         trackers: That are told of every step, by the names transformers has for them (`tensorboard`, `wandb`, …).
+        should_stop: Asked when the model is loaded and after every step but the last, which leaves nothing but saving.
 
     Raises:
         DistillError: cache, data and student do not fit together, the loss is not finite, or `out` is of another run.
+        Stopped: `should_stop` said so, in any process; a checkpoint holds all steps so far.
     """
     identity = run_identity(str(student), settings=settings, provenance=provenance)
+    work = out.with_name(f".{out.name}.checkpoints")
     finished = read_finished(out)
     if finished is not None:
         check_same_run(finished["identity"], asked=identity, where=out)
+        shutil.rmtree(work, ignore_errors=True)  # a kill may have come between saving and cleaning up
         return DistillResult.from_json(finished["result"])
     processor = processor if processor is not None else load_processor(student)
     selected = build_items(examples, targets, settings.targets)
-    work = out.with_name(f".{out.name}.checkpoints")
-    checkpoint = newest_checkpoint(work, identity=identity)
-
     arguments = _training_arguments(settings, work, trackers=trackers)
+    # Random state is kept by process, and sharded weights in another form: a checkpoint fits its own launch alone.
+    launch = {"processes": arguments.world_size, "fsdp": sharding_asked()}
+    checkpoint = newest_checkpoint(work, identity={**identity, "launch": launch})
+
     schedule = Schedule(selected.items, settings=settings, num_processes=arguments.world_size)
     arguments.max_steps, arguments.per_device_train_batch_size = schedule.num_steps, schedule.micro_batch
     # An adapter is loaded onto its base by Trainer; full weights are read again here (see `_load_from_checkpoint`).
     source = student if checkpoint is None or settings.lora is not None else checkpoint.path
     model = load_student(str(source), settings=settings)
     check_saveable(model)
+    if sharding_asked() and (settings.fused_head or settings.watch):
+        name = "fused_head" if settings.fused_head else "watch"
+        raise DistillError(f"distill.{name} needs whole weights, and FSDP spreads them; leave one of the two out")
     if settings.fused_head:
         check_plain_head(model)
     loop = None
@@ -149,29 +184,33 @@ def distill(
             base=None if settings.lora else load_base(str(student), settings=settings), prompt=teacher_prompt
         )
     started = time.monotonic()
-    losses = _train(
+    trainer = _train(
         model,
         schedule=schedule,
         processor=processor,
         settings=settings,
         arguments=arguments,
         checkpoint=checkpoint,
-        identity=identity,
+        identity={**identity, "launch": launch},
         progress=progress,
+        should_stop=should_stop,
         work=work,
         loop=loop,
+        watch=watch,
     )
+    losses = trainer.losses
     result = DistillResult(
-        num_steps=schedule.num_steps,
+        num_steps=len(losses),
         num_rows=schedule.num_rows,
         num_tokens={role: sum(getattr(loss, f"{role}_tokens") for loss in losses) for role in schedule.num_rows},
         num_truncated=selected.num_truncated,
         losses=losses,
         seconds=time.monotonic() - started,
     )
+    trained = whole_model(model, trainer.accelerator, load=lambda: load_student(str(student), settings=settings))
     if arguments.process_index == 0:
         save_student(
-            model,
+            trained,
             processor=processor,
             out=out,
             base=Path(student).name if Path(student).is_dir() else str(student),
@@ -192,9 +231,11 @@ def _train(
     checkpoint: Checkpoint | None,
     identity: Mapping[str, Any],
     progress: Progress,
+    should_stop: Callable[[], bool],
     work: Path,
     loop: TeacherInTheLoop | None,
-) -> list[StepLoss]:
+    watch: Watch | None,
+) -> DistillTrainer:
     prompt = loop.prompt if loop else None
     collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model), teacher_prompt=prompt)
     use_cache = getattr(model.config, "use_cache", None)
@@ -205,26 +246,37 @@ def _train(
             train_dataset=schedule,
             data_collator=collator,
             settings=settings,
+            should_stop=should_stop,
             loop=loop,
+            watch=watch,
         )
     except RuntimeError as error:
         if arguments.report_to and "to be installed" in str(error):  # all that tells it from other errors
             raise DistillError(f"tracker {' or '.join(arguments.report_to)} is not installed: {error}") from error
         raise
-    trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
+    set_up_sharding(trainer.accelerator)
+    trainer.losses += [StepLoss.from_json(loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
+    trainer.accelerator.wait_for_everyone()  # every process has found the same checkpoint
+    if arguments.process_index == 0:
+        discard_torn(work, whole=checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        if checkpoint is not None and trainer.has_seen_enough:  # a kill came between the last step and saving
+            trainer._load_from_checkpoint(str(checkpoint.path))
+        elif not trainer.asked_to_stop():
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     finally:
         _remove_if_empty(work)
+    if len(trainer.losses) < schedule.num_steps and not trainer.has_seen_enough:
+        raise Stopped(f"stopped after {len(trainer.losses):,} of {schedule.num_steps:,} steps; rerun to continue")
     # Trainer switches the key-value cache off in the configuration, which would be saved with the student.
-    if use_cache is None:
-        del model.config.use_cache
-    else:
+    if use_cache is not None:
         model.config.use_cache = use_cache
+    elif hasattr(model.config, "use_cache"):
+        del model.config.use_cache
     trainer.accelerator.wait_for_everyone()
-    return trainer.losses
+    return trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,10 +293,19 @@ class DistillTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, settings: DistillSettings, loop: TeacherInTheLoop | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: DistillSettings,
+        should_stop: Callable[[], bool],
+        loop: TeacherInTheLoop | None = None,
+        watch: Watch | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self._should_stop = should_stop
         self.losses: list[StepLoss] = []
-        self._settings, self._loop = settings, loop
+        self._settings, self._loop, self._watch = settings, loop, watch
         if loop is not None and loop.base is not None:
             loop.base.to(self.args.device)
         self._coefficients = torch.tensor([settings.alpha, settings.beta], dtype=torch.float64)
@@ -322,6 +383,32 @@ class DistillTrainer(Trainer):
             )
         )
 
+    def asked_to_stop(self) -> bool:
+        """Whether any process was asked to; all of them get the same answer, so none waits for one that has left."""
+        asked = torch.tensor(int(self._should_stop()), device=self.args.device)
+        return bool(self._over_processes(asked) > 0)
+
+    def observe(self) -> None:
+        """Look at the student where it is time to; all processes learn whether it is good enough to end here."""
+        settings, step = self._settings.watch, self.state.global_step
+        if settings is None or step % settings.every_steps:
+            return
+        assert self._watch is not None
+        found = Observation(metrics=[], is_enough=False)
+        if self.accelerator.is_main_process:
+            student = self.accelerator.unwrap_model(self.model)
+            student.eval()
+            found = self._watch(student, step)
+            student.train()
+        is_enough = self._over_processes(torch.tensor(int(found.is_enough), device=self.args.device)) > 0
+        self.losses[-1] = replace(self.losses[-1], observed=replace(found, is_enough=bool(is_enough)))
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether the last look at the student ends the training."""
+        observed = self.losses[-1].observed if self.losses else None
+        return observed is not None and observed.is_enough
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # transformers 5.19 saves Qwen2-VL and LLaVA under their published weight names but loads by module name and not
         # strictly: every key is missing, a warning is logged, and training goes on from the base's weights.
@@ -344,6 +431,9 @@ class _EachStep(TrainerCallback):
     ) -> None:
         self._trainer, self._num_steps, self._identity, self._progress = trainer, num_steps, identity, progress
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_sharded(self._trainer.model, self._trainer.accelerator)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.finish_step()
 
@@ -354,11 +444,18 @@ class _EachStep(TrainerCallback):
             told = {"loss": loss.loss, "forget": loss.forget, "forget_tokens": loss.forget_tokens}
             told |= {} if loss.retain is None else {"retain": loss.retain, "retain_tokens": loss.retain_tokens}
             self._trainer.log({**told, "learning_rate": kwargs["optimizer"].param_groups[0]["lr"]})
+        self._trainer.observe()
+        if self._trainer.has_seen_enough:
+            control.should_training_stop = True
+        elif state.global_step < self._num_steps and self._trainer.asked_to_stop():
+            control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.accelerator.wait_for_everyone()  # each process writes its own random state
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seal_checkpoint(path, identity=self._identity, history=[asdict(loss) for loss in self._trainer.losses])
+        self._trainer.accelerator.wait_for_everyone()  # the first process to leave may take the others with it
 
 
 def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequence[str] = ()) -> TrainingArguments:
@@ -388,6 +485,11 @@ def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequ
         report_to=list(trackers) or "none",
         disable_tqdm=True,
     )
+    if arguments.mixed_precision != "no":  # accelerate's launcher says so through the environment
+        raise DistillError(
+            f"accelerate was launched with mixed_precision {arguments.mixed_precision}, but the recipe decides: "
+            f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
+        )
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
     return arguments
