@@ -44,7 +44,7 @@ def save_student(
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)
-    _use_published_layout(draft, model_type=model.config.model_type)
+    use_published_layout(draft, model_type=model.config.model_type)
     processor.save_pretrained(draft)
     (draft / "README.md").write_text(_card(base=base, identity=identity, result=result))
     lineage = {"schema_version": SCHEMA_VERSION, "base": base, "identity": dict(identity), "result": dict(result)}
@@ -73,7 +73,8 @@ def _check_finite(model: Any) -> None:
             raise DistillError(f"weight {name} is not finite after training; lower learning_rate or set max_grad_norm")
 
 
-def _use_published_layout(directory: Path, *, model_type: str) -> None:
+def use_published_layout(directory: Path, *, model_type: str) -> None:
+    """Rename a saved model's weights to what published checkpoints of its kind, and with them vLLM, call them."""
     if model_type != "llava":
         return
     for path in directory.glob("*.safetensors"):

@@ -66,8 +66,8 @@ class LoraSettings(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is off."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an adapter, matched by their last component. Layers of that name in the
-    vision tower get one only if `train_vision` is true."""
+    """Names of the linear layers of the language model that get an adapter, matched by their last component. In the
+    vision tower and the projector, if they learn, every linear layer gets one."""
 
 
 class LossSettings(Strict):
@@ -142,7 +142,10 @@ class DistillSettings(Strict):
     lora: LoraSettings | None = Field(default_factory=_default_lora)
     """Adapter settings; only with `method: lora`."""
     train_vision: bool = False
-    """Whether the vision tower learns too (for Qwen-VL models it includes the merger)."""
+    """Whether the vision tower learns too, its projector aside."""
+    train_projector: bool = False
+    """Whether the module between vision tower and language model learns too (Qwen-VL: the mergers). Off, every picture
+    reaches the student's language model as it reached the base's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_steps: int = Field(default=0, ge=0)
