@@ -1,4 +1,4 @@
-"""The recipes for real models: each runs on small files of MLLMU-Bench's form and a random model of its architecture."""
+"""The recipes for real models: each runs on small files of the benchmark's form and a random model of its family."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from vgid.cache.schema import Target, ids_sha256
 from vgid.cache.tombstones import Graveyard
 from vgid.data.chat import load_processor, processor_sha256, tokenizer_sha256
 from vgid.data.examples import Example
-from vgid.data.models import resolve_model, weights_fingerprint
+from vgid.data.models import hub_commit, resolve_model, weights_fingerprint
 from vgid.errors import CacheError
 from vgid.pipeline.console import progress, say
 from vgid.pipeline.recipe import Recipe
@@ -59,7 +59,7 @@ def run_distill(
     _warn_of_untrained(targets, recipe)
     provenance = {
         "base": recipe.model,
-        "revision": recipe.revision or "",
+        "revision": recipe.revision or hub_commit(directory) or "",
         "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),

@@ -14,6 +14,7 @@ from vgid.cache.schema import Target
 from vgid.data.strict import Strict
 
 Role = Literal["forget", "retain"]
+Export = Literal["merged", "adapter"]
 
 
 def _default_role(data: dict[str, Any]) -> Role:
@@ -57,7 +58,7 @@ class TargetSelection(Strict):
 
 
 class LoraSettings(Strict):
-    """Low-rank adapters; merged into the weights when the student is saved."""
+    """Low-rank adapters."""
 
     r: int = Field(default=16, ge=1)
     """Rank of every adapter."""
@@ -141,6 +142,8 @@ class DistillSettings(Strict):
     """Train all weights, or low-rank adapters."""
     lora: LoraSettings | None = Field(default_factory=_default_lora)
     """Adapter settings; only with `method: lora`."""
+    export: Export = "merged"
+    """What is saved: a whole model, or with `method: lora` the adapter alone (`vgid merge` makes a model of it)."""
     train_vision: bool = False
     """Whether the vision tower learns too, its projector aside."""
     train_projector: bool = False
@@ -159,6 +162,8 @@ class DistillSettings(Strict):
             raise ValueError(f"method {self.method!r} and lora settings {self.lora} do not fit together")
         if self.online and self.fused_head:
             raise ValueError("online needs all logits of the teacher, so it cannot be combined with fused_head")
+        if self.export == "adapter" and self.lora is None:
+            raise ValueError("export 'adapter' needs method 'lora'; full training leaves no adapter")
         for role, batch in (("forget", self.forget_batch), ("retain", self.retain_batch)):
             selected = any(target.role == role for target in self.targets)
             if selected != (batch > 0):
