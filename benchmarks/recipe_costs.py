@@ -56,7 +56,7 @@ def estimate(name: str, *, rows_per_step: int, micro_batch: int) -> Estimate:
     trained = 16 * adapters  # float32: weight, gradient, and AdamW's two moments
     kept = 2 * tokens * text.num_hidden_layers * text.hidden_size  # bfloat16 input of every layer
     recomputed = 2 * 2 * tokens * (8 * text.hidden_size + 4 * text.intermediate_size)  # one layer, with gradients
-    logits = micro_batch * (RESPONSE_TOKENS + 1) * text.vocab_size * (2 + 2 + 4 + 4)  # bfloat16 and float32, both twice
+    logits = micro_batch * (RESPONSE_TOKENS + 1) * text.vocab_size * (2 + 2)  # bfloat16, with their gradient
     steps = FORGET_ROWS / 4
     row_tokens = picture_tokens + QUESTION_TOKENS + RESPONSE_TOKENS
     speed = TEACHER_TOKENS_PER_S * 2.2e9 / parameters
