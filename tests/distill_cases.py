@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny_models import CHAT_TEMPLATE, WORDS, build_tiny_qwen2_vl
+from tiny_models import build_tiny_qwen2_vl
 
 from vgid.cache.schema import NO_CANDIDATE, Target
 from vgid.data.chat import chat_prompt, encode_prompt, load_processor
@@ -214,49 +214,4 @@ def build_sharp_qwen2_vl(directory: Path, *, seed: int) -> Path:
     with torch.no_grad():
         model.model.language_model.norm.weight.mul_(5.0)
     model.save_pretrained(directory)
-    return directory
-
-
-def build_tiny_llava(directory: Path, *, seed: int = 0) -> Path:
-    """A random CLIP + Llama LLaVA with tokenizer and processor, 56 px images of 16 patches."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import (
-        CLIPImageProcessor,
-        GenerationConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([WORDS] * 3, vocab_size=380, min_frequency=1)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|im_end|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>"]})
-    image_id: Any = tokenizer.convert_tokens_to_ids("<image>")
-    eos_id = tokenizer.eos_token_id
-    vision = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 400}
-    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": eos_id}
-    torch.manual_seed(seed)
-    config = LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, **vision},
-        text_config=text,
-        image_token_index=image_id,
-        image_seq_length=16,
-    )
-    model = LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    model.generation_config = GenerationConfig(eos_token_id=eos_id)
-    model.save_pretrained(directory)
-    LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>"),
-    ).save_pretrained(directory)
     return directory

@@ -42,7 +42,16 @@ def cache(tmp_path_factory) -> Path:
 
 def test_help_teaches_every_command_with_an_example():
     for command in (
-        *("teacher generate", "teacher presets", "teacher inspect", "teacher sweep", "distill", "evaluate", "sql"),
+        *(
+            "teacher generate",
+            "teacher presets",
+            "teacher inspect",
+            "teacher sweep",
+            "distill",
+            "merge",
+            "evaluate",
+            "sql",
+        ),
         *("data check", "demo", "cache status", "cache verify", "cache erase"),
     ):
         shown = vgid(*command.split(), "--help")
@@ -135,6 +144,7 @@ def test_flags_are_frozen():
         "distill": sorted(
             ["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--report-to", "--set", "--json"]
         ),
+        "merge": sorted(["adapter", "--out", "--base"]),
         "evaluate": sorted(
             [
                 "model",
@@ -220,6 +230,7 @@ def test_data_check_says_what_the_data_holds():
         (["teacher", "generate", "fictitious", "--out", "X", "--expire-after", "soon"], 2, "90d"),
         (["teacher", "generate", "fictitious", "--out", "X", "--set", "model=./nowhere"], 2, "nowhere"),
         (["distill", "fictitious", "--cache", "X", "--out", "Y"], 1, "X"),
+        (["merge", "X", "--out", "Y"], 1, "distill.export=adapter"),
         (["evaluate", "./nowhere", "--data", "shipped"], 2, "nowhere"),
         (["sql", "X", "SELECT 1"], 1, "X"),
         (["cache", "status", "X"], 1, "vgid teacher generate"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from distill_cases import Oracle, build_sharp_qwen2_vl, build_tiny_llava, make_examples
+from distill_cases import Oracle, build_sharp_qwen2_vl, make_examples
+from tiny_models import build_tiny_llava
 
 from vgid.cache.schema import Target
 from vgid.data.examples import Example

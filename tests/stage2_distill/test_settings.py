@@ -29,6 +29,7 @@ def test_lora_settings_have_defaults_only_where_the_method_is_lora() -> None:
         ({"epochs": 2.0}, "exactly one of epochs and max_steps"),
         ({"max_steps": None}, "exactly one of epochs and max_steps"),
         ({"lora": {"r": 4}}, "do not fit together"),
+        ({"export": "adapter"}, "needs method 'lora'"),
         ({"retain_batch": 0}, "targets select some retain rows"),
         ({"targets": SELECTIONS[:2]}, "targets select no retain rows"),
         ({"targets": [{**SELECTIONS[0], "veiw": "icu"}]}, "veiw"),

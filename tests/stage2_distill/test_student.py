@@ -11,43 +11,43 @@ from torch import nn
 
 from vgid.data.examples import Example
 from vgid.errors import DistillError
-from vgid.stage2_distill.student import load_student, merged, silence_dropout, vision_tower_name, vocabulary_size
+from vgid.stage2_distill.student import (
+    load_student,
+    merged,
+    projector_names,
+    silence_dropout,
+    vision_tower_name,
+    vocabulary_size,
+)
 
 
 def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(("family", "tower"), [("qwen", "model.visual"), ("llava", "model.vision_tower")])
-def test_the_vision_tower_is_found_and_frozen(family: str, tower: str, request: pytest.FixtureRequest) -> None:
-    oracle: Oracle = request.getfixturevalue(family)
-    frozen = load_student(str(oracle.path), settings=make_settings())
-    assert vision_tower_name(frozen) == tower
-    everything = {name for name, _ in frozen.named_parameters()}
-    inside = {name for name in everything if name.startswith(f"{tower}.")}
-    assert inside and trainable(frozen) == everything - inside
-    assert trainable(load_student(str(oracle.path), settings=make_settings(train_vision=True))) == everything
-
-
-@pytest.mark.parametrize("family", ["qwen", "llava"])
-def test_adapters_stay_out_of_the_vision_tower_unless_asked(family: str, request: pytest.FixtureRequest) -> None:
-    oracle: Oracle = request.getfixturevalue(family)
-    names = trainable(load_student(str(oracle.path), settings=make_settings(method="lora")))
-    assert names and all("lora_" in name and "language_model" in name for name in names)
-    reaching = load_student(str(oracle.path), settings=make_settings(method="lora", train_vision=True))
-    # LLaVA's tower has layers called q_proj, k_proj, v_proj; Qwen2-VL's has none of the names.
-    assert any("vision_tower" in name for name in trainable(reaching)) == (family == "llava")
-
-
 def test_a_layer_name_that_matches_nothing_is_refused(qwen: Oracle) -> None:
     settings = make_settings(method="lora", lora={"target_modules": ["q_proj", "query"]})
-    with pytest.raises(DistillError, match=r"no layer is called query; there are .*q_proj"):
+    with pytest.raises(DistillError, match=r"no layer of the language model is called query; there are .*q_proj"):
         load_student(str(qwen.path), settings=settings)
 
 
 def test_a_model_without_a_vision_tower_is_refused(qwen: Oracle) -> None:
     with pytest.raises(DistillError, match="no vision tower"):
         vision_tower_name(qwen.model.model.language_model)
+
+
+def test_a_model_without_a_projector_is_refused(qwen: Oracle) -> None:
+    with pytest.raises(DistillError, match=r"no projector found \(a module called multi_modal_projector, merger"):
+        projector_names(qwen.model.model.language_model)
+
+
+def test_an_adapter_on_a_head_that_is_also_the_embeddings_is_refused(qwen: Oracle, llava: Oracle) -> None:
+    settings = make_settings(method="lora", lora={"target_modules": ["q_proj", "lm_head"]})
+    with pytest.raises(DistillError, match="lm_head shares its weights with the input embeddings"):
+        load_student(str(qwen.path), settings=settings)
+    assert "base_model.model.lm_head.lora_A.default.weight" in trainable(
+        load_student(str(llava.path), settings=settings)
+    )
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Any) -> None:

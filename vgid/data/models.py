@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vgid.errors import ConfigError
 
+ADAPTER_FILE = "adapter_config.json"
 SHIPPED = ("fictitious:base", "fictitious:retrained")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -27,11 +28,21 @@ def resolve_model(model: str, *, revision: str | None = None) -> Path:
     directory = Path(model).expanduser()
     if not directory.is_dir():
         directory = _download(model, revision)
+    if (directory / ADAPTER_FILE).is_file():
+        raise ConfigError(
+            f"model {str(directory)!r} is an adapter without its base; make a model of the two with "
+            f"`vgid merge {directory} --out DIR`"
+        )
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model {str(directory)!r}: no config.json inside; is it a Hugging Face model directory?")
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"model {str(directory)!r}: no *.safetensors inside; vgid loads no pickled weights")
     return directory
+
+
+def hub_commit(directory: Path) -> str | None:
+    """The commit that a directory of the local hub cache holds; None for any other directory."""
+    return directory.name if directory.parent.name == "snapshots" else None
 
 
 def weights_fingerprint(directory: Path) -> str:

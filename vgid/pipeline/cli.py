@@ -94,6 +94,24 @@ def distill(
     print_record(asdict(result), as_json=as_json)
 
 
+@app.command("merge")
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="A student saved with distill.export=adapter.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the whole model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Its base, if that lies elsewhere now: directory or Hugging Face id.")
+    ] = None,
+) -> None:
+    """Add a student's adapter into its base's weights, for `vgid evaluate` and whatever serves whole models.
+
+    Example: vgid merge runs/adapter --out runs/student
+    """
+    from vgid.stage2_distill.export import merge_adapter
+
+    merge_adapter(adapter, out=out, base=base)
+    print(f"merged: {out}")
+
+
 @app.command("evaluate")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model directory or Hugging Face id.")],

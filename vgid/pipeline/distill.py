@@ -13,7 +13,7 @@ from vgid.cache.schema import Target, ids_sha256
 from vgid.cache.tombstones import Graveyard
 from vgid.data.chat import load_processor, processor_sha256, tokenizer_sha256
 from vgid.data.examples import Example
-from vgid.data.models import resolve_model, weights_fingerprint
+from vgid.data.models import hub_commit, resolve_model, weights_fingerprint
 from vgid.errors import CacheError
 from vgid.pipeline.console import Report, progress, say, sparkline
 from vgid.pipeline.recipe import Recipe
@@ -78,7 +78,7 @@ def run_distill(
                 targets=targets,
                 settings=recipe.distill,
                 out=out,
-                provenance=_provenance(recipe, opened, targets),
+                provenance=_provenance(recipe, opened, targets, directory),
                 teacher_prompt=asked,
                 progress=_LossCurves(report),
                 watch=watch,
@@ -87,10 +87,10 @@ def run_distill(
             )
 
 
-def _provenance(recipe: Recipe, cache: Cache, targets: MappedTargets) -> dict[str, Any]:
+def _provenance(recipe: Recipe, cache: Cache, targets: MappedTargets, directory: Path) -> dict[str, Any]:
     return {
         "base": recipe.model,
-        "revision": recipe.revision or "",
+        "revision": recipe.revision or hub_commit(directory) or "",
         "base_weights_fingerprint": cache.manifest.teacher["weights_fingerprint"],
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),

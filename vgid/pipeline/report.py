@@ -41,6 +41,12 @@ _PLACE = ("split", "task", "modality", "photo", "phrasing")
 
 def summary_table(metrics: Sequence[Row]) -> str:
     """The deciding metrics, one line each, one column per model, with n and 95% intervals by subject."""
+    header, *lines = summary_rows(metrics)
+    return table(header, lines)
+
+
+def summary_rows(metrics: Sequence[Row]) -> list[list[Any]]:
+    """The cells of `summary_table`, its header first."""
     models = list(dict.fromkeys(row["model"] for row in metrics))
     lines = []
     for label, metric, place in _LINES:
@@ -48,9 +54,7 @@ def summary_table(metrics: Sequence[Row]) -> str:
         if found:
             n = max(row["n"] for row in found.values())
             lines.append([label, n, *(_with_interval(found.get(model)) for model in models)])
-    if lines:
-        return table(["what", "n", *models], lines)
-    return _plain_table(metrics, models)
+    return [["what", "n", *models], *(lines or _plain_lines(metrics, models))]
 
 
 def find_value(metrics: Sequence[Row], *, metric: str, model: str, **place: str | None) -> float:
@@ -65,7 +69,7 @@ def find_value(metrics: Sequence[Row], *, metric: str, model: str, **place: str 
     raise KeyError(f"no row {metric} of {model} at {place}")
 
 
-def _plain_table(metrics: Sequence[Row], models: Sequence[str]) -> str:
+def _plain_lines(metrics: Sequence[Row], models: Sequence[str]) -> list[list[Any]]:
     """By split, for data without tasks and modalities that the lines above know."""
     keys = list(dict.fromkeys((row["metric"], row["split"]) for row in metrics if _is_at(row, {"split": row["split"]})))
     lines = []
@@ -73,7 +77,7 @@ def _plain_table(metrics: Sequence[Row], models: Sequence[str]) -> str:
         found = {r["model"]: r for r in metrics if r["metric"] == metric and _is_at(r, {"split": split})}
         n = max(row["n"] for row in found.values())
         lines.append([f"{split}: {metric}", n, *(_with_interval(found.get(model)) for model in models)])
-    return table(["what", "n", *models], lines)
+    return lines
 
 
 def _is_at(row: Row, place: Mapping[str, str | None]) -> bool:

@@ -15,6 +15,7 @@ from vgid.data.strict import Strict
 
 Role = Literal["forget", "retain"]
 Draws = Literal["all", "cycle"]
+Export = Literal["merged", "adapter"]
 
 
 def _default_role(data: dict[str, Any]) -> Role:
@@ -58,7 +59,7 @@ class TargetSelection(Strict):
 
 
 class LoraSettings(Strict):
-    """Low-rank adapters; merged into the weights when the student is saved."""
+    """Low-rank adapters."""
 
     r: int = Field(default=16, ge=1)
     """Rank of every adapter."""
@@ -67,8 +68,8 @@ class LoraSettings(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is off."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an adapter, matched by their last component. Layers of that name in the
-    vision tower get one only if `train_vision` is true."""
+    """Names of the linear layers of the language model that get an adapter, matched by their last component. In the
+    vision tower and the projector, if they learn, every linear layer gets one."""
 
 
 class LossSettings(Strict):
@@ -195,8 +196,13 @@ class DistillSettings(Strict):
     """Train all weights, or low-rank adapters."""
     lora: LoraSettings | None = Field(default_factory=_default_lora)
     """Adapter settings; only with `method: lora`."""
+    export: Export = "merged"
+    """What is saved: a whole model, or with `method: lora` the adapter alone (`vgid merge` makes a model of it)."""
     train_vision: bool = False
-    """Whether the vision tower learns too (for Qwen-VL models it includes the merger)."""
+    """Whether the vision tower learns too, its projector aside."""
+    train_projector: bool = False
+    """Whether the module between vision tower and language model learns too (Qwen-VL: the mergers). Off, every picture
+    reaches the student's language model as it reached the base's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     watch: WatchSettings | None = None
@@ -212,6 +218,8 @@ class DistillSettings(Strict):
             raise ValueError(f"method {self.method!r} and lora settings {self.lora} do not fit together")
         if self.online and self.fused_head:
             raise ValueError("online needs all logits of the teacher, so it cannot be combined with fused_head")
+        if self.export == "adapter" and self.lora is None:
+            raise ValueError("export 'adapter' needs method 'lora'; full training leaves no adapter")
         for role, batch in (("forget", self.forget_batch), ("retain", self.retain_batch)):
             selected = any(target.role == role for target in self.targets)
             if selected != (batch > 0):

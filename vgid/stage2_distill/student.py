@@ -2,11 +2,15 @@
 
 Any `AutoModelForImageTextToText` whose forward honours `logits_to_keep`. Code from model repositories is never run and
 pickled weights are never read.
+
+A model has three parts, told apart by where a weight lies and never by what its layer is called: CLIP's layers are
+q_proj, k_proj and v_proj like Llama's, and Qwen2.5-VL's tower has gate_proj, up_proj and down_proj like Qwen's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +19,27 @@ from vgid.errors import DistillError
 from vgid.stage2_distill.batches import bypassed
 from vgid.stage2_distill.settings import DistillSettings, LoraSettings
 
+Part = Literal["language", "projector", "vision"]
+
+_PROJECTORS = ("multi_modal_projector", "merger", "deepstack_merger_list", "connector")
+"""What transformers calls the module between picture and language: in LLaVA and its kin; in Qwen-VL, inside the vision
+tower; in Qwen3-VL, its further ones that feed the language model's first layers; in Idefics and its kin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """Where the parts of a model lie, as dotted names of modules."""
+
+    vision: str
+    projector: tuple[str, ...]
+    """Outside the vision tower or inside it."""
+
+    def part_of(self, name: str) -> Part:
+        """The part that a module or weight belongs to."""
+        if any(name.startswith(f"{module}.") for module in self.projector):
+            return "projector"
+        return "vision" if name.startswith(f"{self.vision}.") else "language"
+
 
 def load_student(student: str, *, settings: DistillSettings) -> Any:
     """Load a model directory or Hugging Face id and mark what trains.
@@ -22,16 +47,27 @@ def load_student(student: str, *, settings: DistillSettings) -> Any:
     With LoRA the result is a `PeftModel`; its fresh adapters leave the output unchanged.
 
     Raises:
-        DistillError: the model does not load, has no recognisable vision tower, or lacks the layers named for LoRA.
+        DistillError: the model does not load, has no recognisable vision tower or projector, or lacks the layers named
+            for LoRA.
     """
     model = load_base(student, settings=settings)
-    model.requires_grad_(True)
-    vision = vision_tower_name(model)
+    anatomy = Anatomy(vision=vision_tower_name(model), projector=projector_names(model))
+    learning = learning_parts(settings)
     if settings.lora is not None:
-        return _with_adapters(model, settings.lora, vision=vision, settings=settings)
-    if not settings.train_vision:
-        model.get_submodule(vision).requires_grad_(False)
+        return _with_adapters(model, settings.lora, anatomy=anatomy, learning=learning, seed=settings.seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(anatomy.part_of(name) in learning)
     return model
+
+
+def learning_parts(settings: DistillSettings) -> frozenset[Part]:
+    """Which parts learn."""
+    asked: dict[Part, bool] = {
+        "language": True,
+        "projector": settings.train_projector,
+        "vision": settings.train_vision,
+    }
+    return frozenset(part for part, learns in asked.items() if learns)
 
 
 def vocabulary_size(model: Any) -> int:
@@ -95,6 +131,21 @@ def vision_tower_name(model: Any) -> str:
     )
 
 
+def projector_names(model: Any) -> tuple[str, ...]:
+    """Dotted names of the modules that turn image features into what the language model reads.
+
+    Raises:
+        DistillError: none is found.
+    """
+    found = tuple(name for name, _ in model.named_modules() if name.rpartition(".")[2] in _PROJECTORS)
+    if not found:
+        raise DistillError(
+            f"{type(model).__name__}: no projector found (a module called {', '.join(_PROJECTORS)}); vgid does not "
+            "know this model"
+        )
+    return found
+
+
 def silence_dropout(model: nn.Module) -> None:
     """Set every dropout of the base to 0: a student in training mode must answer as the same weights do in use.
 
@@ -113,27 +164,41 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model
 
 
-def _with_adapters(model: Any, lora: LoraSettings, *, vision: str, settings: DistillSettings) -> Any:
+def _with_adapters(model: Any, lora: LoraSettings, *, anatomy: Anatomy, learning: frozenset[Part], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number does
         lora_dropout=lora.dropout,
-        target_modules=_adapted_layers(model, lora, skip=None if settings.train_vision else vision),
+        target_modules=_adapted_layers(model, lora, anatomy=anatomy, learning=learning),
     )
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         return get_peft_model(model, config)
 
 
-def _adapted_layers(model: nn.Module, lora: LoraSettings, *, skip: str | None) -> list[str]:
-    """Full names, since PEFT matches by last component and would reach into a vision tower with layers of that name."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    eligible = [name for name in linear if skip is None or not name.startswith(f"{skip}.")]
-    chosen = [name for name in eligible if name.rpartition(".")[2] in lora.target_modules]
-    unmatched = set(lora.target_modules) - {name.rpartition(".")[2] for name in chosen}
-    if unmatched:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in eligible}))
-        raise DistillError(f"lora.target_modules: no layer is called {', '.join(sorted(unmatched))}; there are {known}")
+def _adapted_layers(model: Any, lora: LoraSettings, *, anatomy: Anatomy, learning: frozenset[Part]) -> list[str]:
+    """Full names, since PEFT matches by last component and would reach into a vision tower with layers of that name.
+
+    In the language model the layers that are asked for; of the other parts, if they learn, every linear layer.
+    """
+    linear = {name: anatomy.part_of(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    eligible = {name.rpartition(".")[2] for name, part in linear.items() if part == "language"}
+    if unmatched := set(lora.target_modules) - eligible:
+        missing, known = (", ".join(sorted(names)) for names in (unmatched, eligible))
+        raise DistillError(
+            f"lora.target_modules: no layer of the language model is called {missing}; there are {known}"
+        )
+    chosen = [
+        name
+        for name, part in linear.items()
+        if part in learning and (part != "language" or name.rpartition(".")[2] in lora.target_modules)
+    ]
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight and any(model.get_submodule(name) is head for name in chosen):
+        raise DistillError(
+            "lora.target_modules: lm_head shares its weights with the input embeddings in this model, so its adapter "
+            "could not be merged without changing those; leave it out"
+        )
     return chosen

@@ -216,6 +216,7 @@ def distill(
             base=Path(student).name if Path(student).is_dir() else str(student),
             identity=identity,
             result=asdict(result),
+            export=settings.export,
         )
         shutil.rmtree(work, ignore_errors=True)
     return result
