@@ -100,7 +100,9 @@ def run_recipe(
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"--out {out}: a file is in the way; name a directory") from error
     for torn in [*out.glob(f"{TEMPORARY_PREFIX}*"), *out.glob(f"inspect/{TEMPORARY_PREFIX}*")]:
-        torn.unlink()  # of a run that was killed while it wrote answers, which are what must be forgotten
+        torn.unlink(
+            missing_ok=True
+        )  # of a run that was killed while it wrote answers, which are what must be forgotten
     order = Order(
         name=recipe,
         recipe=loaded,
