@@ -42,17 +42,8 @@ def cache(tmp_path_factory) -> Path:
 
 def test_help_teaches_every_command_with_an_example():
     for command in (
-        *(
-            "teacher generate",
-            "teacher presets",
-            "teacher inspect",
-            "teacher sweep",
-            "distill",
-            "merge",
-            "evaluate",
-            "sql",
-        ),
-        *("data check", "demo", "cache status", "cache verify", "cache erase"),
+        *("teacher generate", "teacher presets", "teacher inspect", "teacher sweep", "distill", "merge", "evaluate"),
+        *("sql", "data check", "demo", "run", "cache status", "cache verify", "cache erase"),
     ):
         shown = vgid(*command.split(), "--help")
         assert shown.returncode == 0 and "Example: vgid" in " ".join(shown.stdout.split())
@@ -159,6 +150,7 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
+        "run": sorted(["recipe", "--out", "--engine", "--retrained", "--train-anyway", "--until", "--set", "--json"]),
         "sql": sorted(["cache", "query", "--file", "--format", "--output", "--overwrite", "--timeout", "--memory"]),
         "cache erase": sorted(
             ["cache", "--subject", "--example", "--all", "--allow-absent", "--dry-run", "--yes", "--json"]

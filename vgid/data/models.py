@@ -5,6 +5,7 @@ Everything after this file works on a local directory, so that weights can be fi
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -49,9 +50,16 @@ def weights_fingerprint(directory: Path) -> str:
     """Hash over the sorted hashes of the model's safetensors files: the same weights give the same value anywhere."""
     hashes = []
     for path in directory.glob("*.safetensors"):
-        with path.open("rb") as file:
-            hashes.append(file_digest(file, "sha256").hexdigest())
+        state = path.stat()
+        hashes.append(_file_sha256(path.resolve(), state.st_size, state.st_mtime_ns))
     return sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Many gigabytes, and asked for by every step; size and time stand for a file that nobody has touched."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def context_length(directory: Path | str) -> int | None:

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import traceback
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,7 @@ from vgid.pipeline.cli_options import (
     parse_engine,
     print_record,
 )
-from vgid.pipeline.console import say
+from vgid.pipeline.console import quieten_libraries, say
 
 app = typer.Typer(
     name="vgid",
@@ -59,6 +58,43 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command("run")
+def run(
+    recipe: RecipeArg,
+    out: Annotated[Path, typer.Option("--out", help="Run directory; a rerun continues, or does nothing.")],
+    engine: EngineOption = "vllm",
+    retrained: Annotated[str | None, typer.Option("--retrained", help="A model that never saw the forget set.")] = None,
+    train_anyway: Annotated[
+        bool, typer.Option("--train-anyway", help="Train although gates are not met; student and results name them.")
+    ] = False,
+    until: Annotated[
+        str, typer.Option("--until", help="Last step: data, teacher, gates, distill or evaluate.")
+    ] = "evaluate",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a recipe from data to results: teacher, gates, student, evaluation; what is done already is not done again.
+
+    Example: vgid run fictitious --out runs/fictitious
+    """
+    from vgid.pipeline.report import summary_table
+    from vgid.pipeline.run import run_recipe
+
+    steps, results = run_recipe(
+        recipe,
+        out,
+        overrides=overrides or [],
+        engine=parse_engine(engine),
+        retrained=retrained,
+        train_anyway=train_anyway,
+        until=until,
+    )
+    if as_json:
+        print(json.dumps({"out": str(out), "steps": [asdict(step) for step in steps], "results": results}))
+    elif results is not None:
+        print(summary_table(results["metrics"]))
 
 
 @app.command("distill")
@@ -212,12 +248,7 @@ def demo(
 
 def main() -> None:
     """Run the command line; every error of ours is one line and an exit code."""
-    # Deprecations inside the libraries underneath are nothing a user can act on.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # of the libraries underneath; vgid draws its own progress
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quieten_libraries()
     try:
         app()
     except SystemExit as done:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -21,6 +23,16 @@ class Report(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Show `done` of `total`, with a short note such as a rate."""
         ...
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to vgid: no deprecations and progress of the libraries underneath, and no telemetry."""
+    # Deprecations inside the libraries underneath are nothing a user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # vgid draws its own progress
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def say(text: str) -> None:

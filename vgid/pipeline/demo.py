@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from vgid.cache.sql import run_sql
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
 from vgid.pipeline import data_commands, distill, evaluation, teacher
-from vgid.pipeline.console import human_bytes, say, table
-from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
+from vgid.pipeline.apart import apart
+from vgid.pipeline.console import say, table
+from vgid.pipeline.recipe import load_examples, load_recipe
 from vgid.pipeline.report import summary_table
-from vgid.pipeline.results import build_results, write_results
-from vgid.stage1_teacher.identity import engine_identity
+from vgid.pipeline.results import write_results
+from vgid.pipeline.run import teach, teacher_line, timed, whole_results
 
 QUERY = """SELECT view, modality, response_text, count(*) AS targets,
   round(avg(list_avg(token_logprob)), 3) AS mean_logprob
@@ -49,17 +49,17 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     _claim(out, {"seed": seed, "from_scratch": from_scratch})
 
     say("\n[1/6] A world of people who do not exist, and a small model that knows them")
-    with _timed(timings, "world_and_base"):
+    with timed(timings, "world_and_base"):
         _make_world_and_base(out, seed=seed, from_scratch=from_scratch)
     recipe, folder = load_recipe("fictitious", overrides=[*_overrides(out, seed), *overrides])
     examples = load_examples(recipe.data, folder=folder)
     _print_world(examples)
 
     say("\n[2/6] Stage one: the frozen base sees noisy images and an instruction to forget; vLLM returns its top-k")
-    with _timed(timings, "teacher"):
+    with timed(timings, "teacher"):
         job = teacher.prepare_teacher(recipe, examples, engine="vllm")
-        taught = teacher.run_teacher(job, out / "cache")
-    print(_teacher_line(job, taught, out / "cache"))
+        taught = teach(job, out / "cache")
+    print(f"teacher: {teacher_line(job, taught, out / 'cache')}")
 
     say("\n[3/6] The cache is Parquet: ask it what the teacher says instead")
     print(f'\n  vgid sql {out / "cache"} "{QUERY}"\n')
@@ -67,8 +67,8 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     print(table(answer.column_names, [list(row.values()) for row in answer.to_pylist()]))
 
     say("\n[4/6] Stage two: the student, on clean images and plain questions, learns the cached distributions")
-    with _timed(timings, "distill"):
-        student = distill.run_distill(recipe, examples, out / "cache", out / "student")
+    with timed(timings, "distill"):
+        student = apart(distill.run_distill, recipe, examples, out / "cache", out / "student")
     tokens = sum(student.num_tokens.values())
     print(f"student: {student.num_steps} steps on {tokens:,} response tokens in {student.seconds:.0f} s")
 
@@ -77,13 +77,12 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     models = [evaluation.NamedModel(name=name, model=str(out / name)) for name in names]
     questions = evaluation.Questions(examples=examples, settings=recipe.evaluate, data_name=str(out / "world"))
     evaluated = evaluation.run_evaluate(models, questions, out=None, seed=seed)
-    timings |= evaluated["timings"]
 
     say("\n[6/6] One question, three answers")
     _print_sample(evaluated["samples"], out / "cache")
     print("\n" + summary_table(evaluated["metrics"]))
     timings["total"] = time.monotonic() - started
-    results = _results(recipe, evaluated, taught, timings, job)
+    results = whole_results(recipe, evaluated, job, timings=timings, lineage={"teacher_pass": asdict(taught)})
     write_results(results, evaluated["samples"], out)
     print(f"\nresults: {out / 'results.json'}, every answer: {out / 'samples.parquet'} ({timings['total']:.0f} s)")
     return results
@@ -126,20 +125,6 @@ def _print_world(examples: list[Example]) -> None:
     print(table(["split", "people", "questions", "tasks"], rows))
 
 
-def _teacher_line(job: teacher.TeacherJob, taught: Any, cache: Path) -> str:
-    size = sum(path.stat().st_size for path in cache.rglob("*.parquet"))
-    engine = job.plan and engine_identity(
-        job.engine, dtype=job.recipe.teacher.dtype, head_dtype=job.recipe.teacher.head_dtype
-    )
-    if not taught.generated:
-        return f"teacher: all {taught.planned:,} rows were in the cache already (engine {engine}); nothing to do"
-    rate = taught.tokens / taught.seconds
-    return (
-        f"teacher: ran on {engine}; {taught.generated:,} rows, {taught.tokens:,} tokens, {rate:,.0f} tokens/s, "
-        f"k = {job.recipe.teacher.num_topk}, {human_bytes(size)} of Parquet"
-    )
-
-
 def _print_sample(samples: list[dict[str, Any]], cache: Path) -> None:
     """A forget question about a photo and in words nobody trained on, and what the teacher said about that person."""
     asked = [
@@ -162,21 +147,3 @@ def _print_sample(samples: list[dict[str, Any]], cache: Path) -> None:
     print(f"\n  question (with a portrait of {shown['subject_id']}): {shown['question']}")
     for name, text in answers.items():
         print(f"  {name:>9}: {text}")
-
-
-def _results(
-    recipe: Recipe, evaluated: dict[str, Any], taught: Any, timings: dict[str, float], job: teacher.TeacherJob
-) -> dict[str, Any]:
-    return build_results(
-        settings={"recipe": recipe.model_dump(mode="json"), **evaluated["settings"]},
-        lineage={**evaluated["lineage"], "teacher": job.teacher, "teacher_pass": asdict(taught)},
-        timings=timings,
-        metrics=evaluated["metrics"],
-    )
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    timings[name] = time.monotonic() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,22 @@ from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.signals import stop_signal
 from vgid.pipeline.watch import watcher
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
+from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
 
 if TYPE_CHECKING:
     from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
     from vgid.stage2_distill.trainer import DistillResult, StepLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRows:
+    """A recipe's rows in a cache, and what is to be known of a student that learns from them."""
+
+    directory: Path
+    """Of the base."""
+    cache: Cache
+    targets: MappedTargets
+    provenance: dict[str, Any]
 
 
 def run_distill(
@@ -35,6 +48,7 @@ def run_distill(
     allow_partial: bool = False,
     scratch: Path | None = None,
     trackers: Sequence[str] = (),
+    unmet_gates: Sequence[str] = (),
 ) -> DistillResult:
     """Distil the student on a cache.
 
@@ -46,6 +60,7 @@ def run_distill(
         allow_partial: Train although rows of the recipe's plan are missing.
         scratch: Where the cache's decoded copy is kept; None for beside it.
         trackers: That are told of every step (`tensorboard`, `wandb`, …).
+        unmet_gates: Of the teacher, where it is trained on all the same; the student's lineage names them.
 
     Raises:
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
@@ -57,28 +72,23 @@ def run_distill(
 
         if "tensorboard" in trackers:  # else into the directory of checkpoints, which goes when the student is done
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out.with_name(f"{out.name}.tensorboard")))
-        directory = resolve_model(recipe.model, revision=recipe.revision)
-        opened = open_cache(cache)
-        if not opened.manifest.parts:
-            raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
-        check_cache_fits(opened.manifest.teacher, directory, cache=cache)
-        with progress("decode the cache") as report:
-            stored = map_targets(opened, scratch=scratch, progress=report)
-        targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
-        _warn_of_untrained(targets, recipe)
+        rows = training_rows(
+            recipe, examples, cache, allow_partial=allow_partial, scratch=scratch, unmet_gates=unmet_gates
+        )
+        _warn_of_untrained(rows.targets, recipe)
         asked = watch = None
         if recipe.distill.online:
-            asked = teacher_prompts(recipe, examples, opened, targets, directory=directory)
+            asked = teacher_prompts(recipe, examples, rows.cache, rows.targets, directory=rows.directory)
         if recipe.distill.watch is not None:
-            watch = watcher(recipe, recipe.distill.watch, examples, processor=load_processor(directory))
+            watch = watcher(recipe, recipe.distill.watch, examples, processor=load_processor(rows.directory))
         with progress("distill") as report:
             return distill(
-                student=directory,
+                student=rows.directory,
                 examples={example.example_id: example for example in examples},
-                targets=targets,
+                targets=rows.targets,
                 settings=recipe.distill,
                 out=out,
-                provenance=_provenance(recipe, opened, targets, directory),
+                provenance=rows.provenance,
                 teacher_prompt=asked,
                 progress=_LossCurves(report),
                 watch=watch,
@@ -87,18 +97,71 @@ def run_distill(
             )
 
 
-def _provenance(recipe: Recipe, cache: Cache, targets: MappedTargets, directory: Path) -> dict[str, Any]:
-    return {
-        "base": recipe.model,
-        "revision": recipe.revision or hub_commit(directory) or "",
-        "base_weights_fingerprint": cache.manifest.teacher["weights_fingerprint"],
+def training_rows(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    cache: Path | str,
+    *,
+    allow_partial: bool = False,
+    scratch: Path | None = None,
+    unmet_gates: Sequence[str] = (),
+) -> TrainingRows:
+    """Find the rows that a student would learn from; see `run_distill`."""
+    directory = resolve_model(recipe.model, revision=recipe.revision)
+    opened = open_cache(cache)
+    if not opened.manifest.parts:
+        raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
+    check_cache_fits(opened.manifest.teacher, directory, cache=cache)
+    with progress("decode the cache") as report:
+        stored = map_targets(opened, scratch=scratch, progress=report)
+    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
+    provenance = _known_ahead(recipe, directory) | {
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
         "num_targets": len(targets),
+    }
+    if unmet_gates:
+        provenance["unmet_gates"] = list(unmet_gates)
+    return TrainingRows(directory=directory, cache=opened, targets=targets, provenance=provenance)
+
+
+def _known_ahead(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    """The part of a student's provenance that needs no cache."""
+    return {
+        "base": recipe.model,
+        "revision": recipe.revision or hub_commit(directory) or "",
+        "base_weights_fingerprint": weights_fingerprint(directory),
         "preset": recipe.preset,
         "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
+
+
+def trained(recipe: Recipe, rows: TrainingRows, out: Path) -> dict[str, Any] | None:
+    """What the training of the student in `out` did, if it is this recipe's on these rows; None where there is none.
+
+    Raises:
+        DistillError: `out` holds another student, or something else.
+    """
+    finished = read_finished(out)
+    if finished is not None:
+        asked = run_identity(str(rows.directory), settings=recipe.distill, provenance=rows.provenance)
+        check_same_run(finished["identity"], asked=asked, where=out)
+    return finished and finished["result"]
+
+
+def check_no_other_student(recipe: Recipe, out: Path) -> None:
+    """Find out before a teacher pass what would stop its student after it: `out` holds that of another recipe.
+
+    Raises:
+        DistillError: it does, or something else.
+    """
+    if (finished := read_finished(out)) is not None:
+        found, directory = finished["identity"], resolve_model(recipe.model, revision=recipe.revision)
+        known = _known_ahead(recipe, directory)
+        asked = run_identity(str(directory), settings=recipe.distill, provenance=known)
+        provenance = {name: value for name, value in found["provenance"].items() if name in known}
+        check_same_run({**found, "provenance": provenance}, asked=asked, where=out)
 
 
 class _LossCurves:

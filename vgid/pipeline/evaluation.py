@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from vgid.cache.schema import ids_sha256
 from vgid.data.chat import check_examples, load_processor
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model, weights_fingerprint
-from vgid.errors import ConfigError
+from vgid.errors import ConfigError, Stopped
+from vgid.pipeline.apart import apart
 from vgid.pipeline.console import progress, say
 from vgid.pipeline.evaluate import EvaluateSettings, ask, distance_rows, select_examples, summarise
-from vgid.pipeline.recipe import DataSettings, load_examples, load_recipe
+from vgid.pipeline.recipe import DataSettings, Recipe, load_examples, load_recipe
 from vgid.pipeline.results import build_results, write_results
+from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.engines import build_teacher
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.options import EngineName
@@ -45,6 +47,20 @@ class Questions:
     """Pinned commit by Hugging Face id."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Models and questions, resolved: everything that asking needs, nothing loaded yet."""
+
+    asked: Questions
+    engine: EngineName
+    chosen: Sequence[Example]
+    directories: Mapping[str, Path]
+    """By the models' names in the results."""
+    settings: dict[str, Any]
+    """With `lineage`, what the numbers depend on, as `results.json` says it."""
+    lineage: dict[str, Any]
+
+
 def run_evaluate(
     models: Sequence[NamedModel],
     asked: Questions,
@@ -59,78 +75,144 @@ def run_evaluate(
 
     Returns:
         The results record; its `samples` key (not written to the JSON) holds the per-question records.
+
+    Raises:
+        ConfigError: a model or the questions cannot be resolved.
+        DataError: a question cannot be asked.
+        Stopped: SIGTERM or Ctrl-C; nothing was written.
+    """
+    evaluation = prepare_evaluation(models, asked, engine=engine)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    results = ask_models(evaluation, seed=seed)
+    if out is not None:
+        write_results({key: value for key, value in results.items() if key != "samples"}, results["samples"], out)
+        say(f"wrote {out / 'results.json'} and {out / 'samples.parquet'}")
+    return results
+
+
+def prepare_evaluation(models: Sequence[NamedModel], asked: Questions, *, engine: EngineName) -> Evaluation:
+    """Resolve the models, choose the questions, and find what would go wrong with them.
+
+    Raises:
+        ConfigError: two models are named alike, or one cannot be resolved, or no question is left.
+        DataError: a question cannot be asked.
     """
     if len({model.name for model in models}) != len(models):
         raise ConfigError(f"two models are named alike: {', '.join(model.name for model in models)}")
-    settings = asked.settings
-    chosen = select_examples(asked.examples, settings=settings)
+    chosen = select_examples(asked.examples, settings=asked.settings)
     directories = {
         named.name: resolve_model(named.model, revision=asked.revisions.get(named.model)) for named in models
     }
-    processors = {name: load_processor(directory) for name, directory in directories.items()}
-    for processor in processors.values():
-        check_examples(processor.tokenizer, chosen, answers=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    samples: dict[str, list[dict[str, Any]]] = {}
-    timings: dict[str, float] = {}
+    for directory in directories.values():
+        check_examples(load_processor(directory).tokenizer, chosen, answers=False)
+    settings = {
+        "evaluate": asked.settings.model_dump(mode="json"),
+        "engine": engine_identity(engine, dtype=asked.dtype),
+    }
     content = ids_sha256(example.content_sha256() for example in chosen)
     lineage: dict[str, Any] = {"data": {"name": asked.data_name, "sha256": content}}
     for named in models:
-        started, directory = time.monotonic(), directories[named.name]
-        teacher = build_teacher(engine, directory, num_topk=1, dtype=asked.dtype)
-        try:
-            with progress(f"ask {named.name}") as report:
-                samples[named.name] = ask(
-                    teacher,
-                    chosen,
-                    tokenizer=processors[named.name].tokenizer,
-                    model=named.name,
-                    settings=settings,
-                    on_answer=lambda done, total: report(done, total, "answers"),
-                )
-        finally:
-            teacher.close()
-        timings[f"evaluate_{named.name}"] = time.monotonic() - started
-        lineage[named.name] = {"model": named.model, "weights_fingerprint": weights_fingerprint(directory)}
+        fingerprint = weights_fingerprint(directories[named.name])
+        lineage[named.name] = {"model": named.model, "weights_fingerprint": fingerprint}
+    return Evaluation(
+        asked=asked,
+        engine=engine,
+        chosen=chosen,
+        directories=directories,
+        settings=settings if asked.preset is None else settings | {"preset": asked.preset},
+        lineage=lineage,
+    )
+
+
+def what_decides(evaluation: Evaluation) -> dict[str, Any]:
+    """The part of an evaluation's lineage that decides its numbers: what models and data are called does not."""
+    return {
+        name: {key: value for key, value in of.items() if key in ("sha256", "weights_fingerprint")}
+        for name, of in evaluation.lineage.items()
+    }
+
+
+def ask_models(evaluation: Evaluation, *, seed: int | None) -> dict[str, Any]:
+    """The results record of an evaluation, with every answer under `samples`; one model is loaded after the other.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C, heeded between two answers.
+    """
+    samples: dict[str, list[dict[str, Any]]] = {}
+    timings: dict[str, float] = {}
+    with stop_signal("the answers so far are dropped") as should_stop:
+        for name, directory in evaluation.directories.items():
+            if should_stop():
+                raise Stopped(f"stopped before {name} was asked; nothing was written, rerun to ask again")
+            started = time.monotonic()
+            samples[name] = apart(
+                answers_of,
+                name,
+                directory,
+                evaluation.chosen,
+                settings=evaluation.asked.settings,
+                engine=evaluation.engine,
+                dtype=evaluation.asked.dtype,
+            )
+            timings[f"evaluate_{name}"] = time.monotonic() - started
     rows = [row for name, answers in samples.items() for row in summarise(answers, model=name, seed=seed)]
     if "retrained" in samples:
         for name in samples:
             rows += distance_rows(samples[name], samples["retrained"], model=name, seed=seed)
-    everything = [sample for answers in samples.values() for sample in answers]
-    described = {"evaluate": settings.model_dump(mode="json"), "engine": engine_identity(engine, dtype=asked.dtype)}
-    if asked.preset is not None:
-        described["preset"] = asked.preset
-    results = build_results(settings=described, lineage=lineage, timings=timings, metrics=rows)
-    if out is not None:
-        write_results(results, everything, out)
-        say(f"wrote {out / 'results.json'} and {out / 'samples.parquet'}")
-    return results | {"samples": everything}
+    results = build_results(settings=evaluation.settings, lineage=evaluation.lineage, timings=timings, metrics=rows)
+    return results | {"samples": [sample for answers in samples.values() for sample in answers]}
+
+
+def answers_of(
+    name: str, directory: Path, chosen: Sequence[Example], *, settings: EvaluateSettings, engine: EngineName, dtype: str
+) -> list[dict[str, Any]]:
+    """Load one model and ask it; see `ask`.
+
+    Raises:
+        TeacherError: the model does not load or answers short.
+        Stopped: SIGTERM or Ctrl-C, heeded between two answers.
+    """
+    with stop_signal("the answers so far are dropped") as should_stop, progress(f"ask {name}") as report:
+
+        def on_answer(done: int, total: int) -> None:
+            report(done, total, "answers")
+            if should_stop():
+                raise Stopped(
+                    f"stopped after {done:,} of {total:,} answers of {name}; nothing was written, rerun to ask again"
+                )
+
+        teacher = build_teacher(engine, directory, num_topk=1, dtype=dtype)
+        try:
+            tokenizer = load_processor(directory).tokenizer
+            return ask(teacher, chosen, tokenizer=tokenizer, model=name, settings=settings, on_answer=on_answer)
+        finally:
+            teacher.close()
 
 
 def evaluation_data(
     data: str, *, overrides: Sequence[str], per_cell: int | None, dtype: str | None = None
 ) -> Questions:
     """The questions of a recipe, a world's folder, or the shipped world; `dtype` overrides the recipe's."""
-    folder = Path.cwd()
-    settings, usual_dtype, revisions, preset = EvaluateSettings(), "float32", dict[str, str](), None
     if data == "shipped" or (Path(data) / "world.json").is_file():
         if overrides:
             raise ConfigError("--set needs a recipe as --data")
-        source = DataSettings(world=data)
+        examples = load_examples(DataSettings(world=data), folder=Path.cwd())
+        asked = Questions(examples=examples, settings=EvaluateSettings(), data_name=data)
     else:
         recipe, folder = load_recipe(data, overrides=overrides)
-        source, settings, usual_dtype = recipe.data, recipe.evaluate, recipe.teacher.dtype
-        revisions = {recipe.model: recipe.revision} if recipe.revision else revisions
-        preset = recipe.preset and " ".join([recipe.preset, *(f"(but {name})" for name in recipe.departures)])
-    if per_cell is not None:
-        settings = settings.model_copy(update={"per_cell": per_cell})
-    examples = load_examples(source, folder=folder)
+        asked = questions_of(recipe, load_examples(recipe.data, folder=folder), data_name=data)
+    settings = asked.settings if per_cell is None else asked.settings.model_copy(update={"per_cell": per_cell})
+    return replace(asked, settings=settings, dtype=dtype or asked.dtype)
+
+
+def questions_of(recipe: Recipe, examples: Sequence[Example], *, data_name: str) -> Questions:
+    """The questions of a recipe with its data at hand."""
     return Questions(
         examples=examples,
-        settings=settings,
-        data_name=data,
-        dtype=dtype or usual_dtype,
-        preset=preset,
-        revisions=revisions,
+        settings=recipe.evaluate,
+        data_name=data_name,
+        dtype=recipe.teacher.dtype,
+        preset=recipe.preset and " ".join([recipe.preset, *(f"(but {name})" for name in recipe.departures)]),
+        revisions={recipe.model: recipe.revision} if recipe.revision else {},
     )

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vgid.cache.reader import open_cache
+from vgid.cache.reader import Cache, open_cache
+from vgid.cache.schema import ids_sha256
+from vgid.data.examples import Example
+from vgid.errors import Stopped
 from vgid.pipeline.console import progress, table
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.results import build_results, write_results
-from vgid.stage1_teacher.diagnose import Dose, InspectReport, Interventions, Reading, Taught, inspect_cache
+from vgid.stage1_teacher.diagnose import (
+    GATES,
+    Dose,
+    Gate,
+    InspectReport,
+    Interventions,
+    Reading,
+    Taught,
+    inspect_cache,
+)
+from vgid.stage1_teacher.diagnose.gates import chosen_gates
 from vgid.stage1_teacher.icu import IcuSettings, icu_id_of
 from vgid.stage1_teacher.settings import DEFAULT_PLAN
 
@@ -60,26 +73,116 @@ def run_inspect(
         CacheError: no cache there, or it cannot be inspected.
         ConfigError: the recipe or an option is wrong.
     """
-    started = time.monotonic()
-    open_cache(cache)  # before the data is read
+    opened = open_cache(cache)  # before the data is read
     given = None if recipe is None else load_recipe(recipe, overrides=overrides)
+    return inspect_opened(
+        opened,
+        recipe=None if given is None else given[0],
+        examples=None if given is None else load_examples(given[0].data, folder=given[1]),
+        out=out,
+        perturbation=perturbation,
+        strength=strength,
+        icu_id=icu_id,
+        retain_only=retain_only,
+        student=student,
+    )
+
+
+def inspect_opened(
+    cache: Cache,
+    *,
+    recipe: Recipe | None,
+    examples: Sequence[Example] | None,
+    out: Path | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> tuple[InspectReport, dict[str, Any]]:
+    """`run_inspect` with recipe and data at hand; `options` are those of `inspect_cache`.
+
+    Raises:
+        Stopped: `should_stop` said so between two checks; nothing was written.
+    """
+    started = time.monotonic()
     with progress("inspect") as report:
+
+        def on_check(done: int, total: int) -> None:
+            report(done, total, "checks")
+            if should_stop():
+                raise Stopped("stopped while the cache was inspected; rerun to continue")
+
         found = inspect_cache(
-            cache,
-            examples=None if given is None else load_examples(given[0].data, folder=given[1]),
-            taught=None if given is None else taught_rows(given[0]),
-            perturbation=perturbation,
-            strength=strength,
-            icu_id=icu_id,
-            prefer=None if given is None else interventions(given[0]),
-            retain_only=retain_only,
-            student=student,
-            on_check=lambda done, total: report(done, total, "checks"),
+            cache.store,
+            examples=examples,
+            taught=None if recipe is None else taught_rows(recipe),
+            prefer=None if recipe is None else interventions(recipe),
+            gates=None if recipe is None else recipe.gates.thresholds,
+            on_check=on_check,
+            **options,
         )
     results = inspect_results(found, seconds=time.monotonic() - started)
+    if recipe is not None and examples is not None:
+        made_with, made_from = what_readings_depend_on(cache, recipe, examples)
+        results["settings"] |= made_with
+        results["lineage"] |= made_from
     if out is not None:
         write_results(results, list(_samples(found)), out)
     return found, results
+
+
+def what_readings_depend_on(
+    cache: Cache, recipe: Recipe, examples: Sequence[Example]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and lineage that the results of an inspection must have to be those of this cache, recipe and data."""
+    gates = chosen_gates(recipe.gates.thresholds)
+    settings = {
+        "taught": [asdict(each) for each in taught_rows(recipe)],
+        "interventions": interventions(recipe)._asdict(),
+        "gates": {name: gates[name].describe() if name in gates else None for name in GATES},
+    }
+    data = ids_sha256(example.content_sha256() for example in examples)
+    return settings, {"manifest_sha256": cache.manifest.sha256, "data_sha256": data}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnmetGate:
+    """A gate that keeps a teacher from being trained on."""
+
+    name: str
+    value: str
+    """With `bound`, as people read it."""
+    bound: str
+
+    def describe(self) -> str:
+        """In a line."""
+        return f"{self.name} is {self.value}, must be {self.bound}"
+
+
+def unmet_gates(results: Mapping[str, Any], *, required: Sequence[str] | None) -> list[UnmetGate]:
+    """Gates that are not met, as the results of an inspection say.
+
+    Args:
+        results: Of an inspection.
+        required: See `GateSettings`.
+    """
+    gated = [reading for check in results["checks"] for reading in check["readings"] if reading["gate"] is not None]
+    if required is None:
+        unmet = [reading for reading in gated if reading["verdict"] == "fail"]
+    else:
+        unmet = [reading for reading in gated if reading["name"] in required and reading["verdict"] != "pass"]
+    return [UnmetGate(name=each["name"], value=_value(each), bound=Gate(**each["gate"]).describe()) for each in unmet]
+
+
+def count_verdicts(results: Mapping[str, Any]) -> dict[str, int]:
+    """How many gates passed, failed, and could not be judged."""
+    verdicts = [each["verdict"] for check in results["checks"] for each in check["readings"] if each["gate"]]
+    return {verdict: verdicts.count(verdict) for verdict in ("pass", "unknown", "fail")}
+
+
+def _value(reading: Mapping[str, Any]) -> str:
+    low, high = reading["value_low"], reading["value_high"]
+    if low is None or high is None:
+        return f"unknown ({reading['reason']})"
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def taught_rows(recipe: Recipe) -> tuple[Taught, ...]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from vgid.data.examples import Example
 from vgid.data.strict import Strict
 from vgid.errors import ConfigError
 from vgid.pipeline.evaluate import EvaluateSettings
+from vgid.stage1_teacher.diagnose.gates import chosen_gates
 from vgid.stage1_teacher.settings import TeacherSettings
 from vgid.stage2_distill.settings import DistillSettings
 
@@ -54,8 +55,25 @@ class DataSettings(Strict):
         return self
 
 
+class GateSettings(Strict):
+    """What a teacher must keep before `vgid run` trains on it; see `vgid.stage1_teacher.diagnose.gates`."""
+
+    thresholds: dict[str, FiniteFloat | None] = Field(default_factory=dict)
+    """Other thresholds by gate; None takes a gate away."""
+    required: tuple[str, ...] | None = None
+    """Gates that must be passed, where unknown is not passed; the others are then only told. None: no gate may fail."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GateSettings:
+        gates = chosen_gates(self.thresholds)
+        for name in self.required or ():
+            if name not in gates:
+                raise ValueError(f"required: gate {name!r} is unknown or taken away; choose of {', '.join(gates)}")
+        return self
+
+
 class Recipe(Strict):
-    """What `vgid teacher generate` and `vgid distill` read."""
+    """What `vgid run` reads, and each command its part of it."""
 
     preset: str | None = None
     """A shipped preset: what it says of teacher and training holds where the recipe is silent."""
@@ -67,6 +85,7 @@ class Recipe(Strict):
     """Commit of a Hugging Face id; pin it."""
     data: DataSettings
     teacher: TeacherSettings
+    gates: GateSettings = GateSettings()
     distill: DistillSettings
     evaluate: EvaluateSettings = EvaluateSettings()
 

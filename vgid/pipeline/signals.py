@@ -10,25 +10,36 @@ from typing import Any
 from vgid.pipeline.console import say
 
 
+class _Asked:
+    """A signal handler that remembers; whoever listens inside somebody else's block shares that one's."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.notes: list[str] = []
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        say(f"stopping: {self.notes[-1]}")
+
+
 @contextmanager
 def stop_signal(note: str) -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts at once.
 
+    Inside another such block the flag is the same one: what came too late for the inner work still stops the outer.
+
     Args:
         note: What is done before the stop, said when it is asked for.
     """
-    asked = False
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-        say(f"stopping: {note}")
-
-    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    outer = signal.getsignal(signal.SIGTERM)
+    handler = outer if isinstance(outer, _Asked) else _Asked()
+    handler.notes.append(note)
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: asked
+        yield lambda: handler.asked
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
+        handler.notes.pop()

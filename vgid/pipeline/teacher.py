@@ -29,7 +29,7 @@ from vgid.stage1_teacher.identity import engine_identity, identify_teacher
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS, EngineName, EngineOptions, default_length
 from vgid.stage1_teacher.plan import NUM_BUCKETS, PlannedTarget, cache_settings, make_plan, plan_digest, shard_of_plan
 from vgid.stage1_teacher.preflight import check_lengths, check_memory, check_model
-from vgid.stage1_teacher.standing import standing
+from vgid.stage1_teacher.standing import missing_rows, standing
 from vgid.stage1_teacher.vocabulary import token_table
 
 
@@ -152,6 +152,16 @@ def run_teacher(
         )
         writer.look()
         return replace(result, whole=standing(job.plan, writer, shards=shard[1]))
+
+
+def is_complete(job: TeacherJob, out: Path | str) -> bool:
+    """Whether the cache at `out` lacks no row of the job's plan.
+
+    Raises:
+        CacheError: `out` holds the targets of another teacher.
+    """
+    with cache_writer(job, out, rows_per_part=1, profile="default", expires=None) as writer:
+        return not missing_rows(job.plan, writer)
 
 
 def cache_writer(
