@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     (method,) = options.methods
     if options.way == "fine-tuning":
-        trainer.DistillTrainer._loss = _cross_entropy
+        trainer.DistillTrainer._loss = _cross_entropy  # pyright: ignore[reportPrivateUsage]
     in_targets = 0.0
     make = batches.teacher_tensors
 

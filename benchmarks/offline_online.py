@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
             _student(way, seed, recipe, examples, engine=options.engine)
     for way in (name for name in options.ways if name != "online"):
         print(f"\n{way} minus online, {len(options.seeds)} seeds")
-        print(table(["metric", "online", "difference", "95% interval", "within"], _lines(way, options.seeds)))
+        print(table(["metric", "online", "difference", "95% interval", "within"], list(_lines(way, options.seeds))))
 
 
 def _kept(row: Target, keep: np.ndarray) -> Target:

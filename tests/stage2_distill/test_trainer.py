@@ -377,7 +377,7 @@ def test_progress_and_result_tell_the_same_story(bench: Bench, capfd: pytest.Cap
 
 def test_a_tracker_is_told_of_every_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read back from TensorBoard's own file: records of a length, its checksum, an event and its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(bench.directory / "board"))
     result = bench.run("out", trackers=["tensorboard"])
@@ -386,7 +386,9 @@ def test_a_tracker_is_told_of_every_step(bench: Bench, monkeypatch: pytest.Monke
     content, place, told = file.read_bytes(), 0, dict[str, dict[int, float]]()
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)
-        event = Event.FromString(content[place + 12 : place + 12 + length])
+        event = event_pb2.Event.FromString(  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+            content[place + 12 : place + 12 + length]
+        )
         for value in event.summary.value:
             told.setdefault(value.tag, {})[event.step] = value.simple_value
         place += 16 + length

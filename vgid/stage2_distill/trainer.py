@@ -83,8 +83,9 @@ class StepLoss:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> StepLoss:
         """Read back what `dataclasses.asdict` gave."""
+        plain = {name: value for name, value in content.items() if name != "observed"}
         observed = content.get("observed")
-        return cls(**{**content, "observed": observed and Observation(**observed)})
+        return cls(**plain, observed=Observation(**observed) if observed else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +265,7 @@ def _train(
         discard_torn(work, whole=checkpoint)
     try:
         if checkpoint is not None and trainer.has_seen_enough:  # a kill came between the last step and saving
-            trainer._load_from_checkpoint(str(checkpoint.path))
+            trainer.load(checkpoint)
         elif not trainer.asked_to_stop():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     finally:
@@ -409,6 +410,10 @@ class DistillTrainer(Trainer):
         """Whether the last look at the student ends the training."""
         observed = self.losses[-1].observed if self.losses else None
         return observed is not None and observed.is_enough
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take the weights of a checkpoint, where the model was not read from it (see below)."""
+        self._load_from_checkpoint(str(checkpoint.path))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # transformers 5.19 saves Qwen2-VL and LLaVA under their published weight names but loads by module name and not

@@ -55,7 +55,8 @@ class TransformersTeacher:
         return teacher
 
     def _take(self, model: Any, processor: Any, *, engine_id: str, num_topk: int, batch_size: int) -> None:
-        self._model, self.processor, self.engine_id = model, processor, engine_id
+        self._model: Any = model
+        self.processor, self.engine_id = processor, engine_id
         self._num_topk, self._batch_size = num_topk, batch_size
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._banned_ids = image_token_ids(self.processor, self._model.config)
