@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,35 +61,23 @@ class Ended:
     calls: list[Call]
 
 
-class Rehearsal:
-    """Started by being made; see rehearsing_process.py. One run at a time."""
+class Forks:
+    """The command in forks of a process that has loaded the libraries; see `serve` in rehearsing_process.py.
 
-    def __init__(self, folder: Path, *, rows: int) -> None:
-        self._folder, self._rows = folder, rows
-        self.library = build_faulty_calls(folder)
-        environment = ENVIRONMENT | preloaded(self.library)
-        command = [sys.executable, str(HERE / "rehearsing_process.py"), str(rows), str(folder)]
-        pipe = subprocess.PIPE
+    Started by being made. One run at a time.
+    """
+
+    def __init__(self, script: str, *arguments: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder = folder
+        command, pipe = [sys.executable, str(HERE / script), *arguments], subprocess.PIPE
         self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
         assert self._answer() == "ready"
 
-    def start(
-        self, cache: Path, *, rows: int = 0, shard: str = "0/1", rows_per_part: int = 3, fault: Fault | None = None
-    ) -> Run:
-        """Begin a run that fills `cache`, which lies in a folder of its own; by default with all that is recorded."""
-        arguments = ["teacher", "generate", "fictitious", "--engine", "transformers", "--out", str(cache)]
-        arguments += ["--limit", str(rows or self._rows), "--shard", shard, "--rows-per-part", str(rows_per_part)]
-        log, errors = self._folder / "calls", self._folder / "stderr"
-        log.unlink(missing_ok=True)
-        cache.parent.mkdir(exist_ok=True)
-        environment = fault_environment(cache.parent, log=log, fault=fault)
-        asked = {"arguments": arguments, "environment": environment, "stderr": str(errors)}
+    def begin(self, arguments: Sequence[str], *, environment: Mapping[str, str]) -> Run:
+        asked = {"arguments": arguments, "environment": environment, "stderr": str(self._folder / "stderr")}
         assert self._process.stdin is not None
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return Run(self, pid=int(self._answer()))
-
-    def run(self, cache: Path, **options: int | str | Fault | None) -> Ended:
-        return self.start(cache, **options).wait()  # type: ignore[arg-type]
 
     def wait(self) -> Ended:
         code = int(self._answer())
@@ -103,9 +91,33 @@ class Rehearsal:
         return self._process.stdout.readline().strip()
 
 
+class Rehearsal(Forks):
+    """Runs of rehearsing_process.py."""
+
+    def __init__(self, folder: Path, *, rows: int) -> None:
+        self._rows = rows
+        self.library = build_faulty_calls(folder)
+        environment = ENVIRONMENT | preloaded(self.library)
+        super().__init__("rehearsing_process.py", str(rows), str(folder), folder=folder, environment=environment)
+
+    def start(
+        self, cache: Path, *, rows: int = 0, shard: str = "0/1", rows_per_part: int = 3, fault: Fault | None = None
+    ) -> Run:
+        """Begin a run that fills `cache`, which lies in a folder of its own; by default with all that is recorded."""
+        arguments = ["teacher", "generate", "fictitious", "--engine", "transformers", "--out", str(cache)]
+        arguments += ["--limit", str(rows or self._rows), "--shard", shard, "--rows-per-part", str(rows_per_part)]
+        log = self._folder / "calls"
+        log.unlink(missing_ok=True)
+        cache.parent.mkdir(exist_ok=True)
+        return self.begin(arguments, environment=fault_environment(cache.parent, log=log, fault=fault))
+
+    def run(self, cache: Path, **options: int | str | Fault | None) -> Ended:
+        return self.start(cache, **options).wait()  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Run:
-    rehearsal: Rehearsal
+    forks: Forks
     pid: int
 
     def send(self, number: signal.Signals) -> None:
@@ -113,7 +125,7 @@ class Run:
             os.kill(self.pid, number)
 
     def wait(self) -> Ended:
-        return self.rehearsal.wait()
+        return self.forks.wait()
 
 
 def build_faulty_calls(folder: Path) -> Path | None:

@@ -5,9 +5,6 @@ the real engine answers them. Each run is then a fork of this process that goes 
 teacher that gives the recorded answers: what it writes, says and ends with is the command's own doing.
 
 usage: rehearsing_process.py ROWS FOLDER
-
-stdin gets one run a line, as JSON: `arguments`, `environment` and a file for its `stderr`. stdout gives its process id
-when it starts, and when it has ended its exit code, or minus the signal that ended it.
 """
 
 from __future__ import annotations
@@ -101,6 +98,21 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def serve() -> None:
+    """Run the command in forks of this process, one after the other, until stdin ends; then end.
+
+    stdin gets one run a line, as JSON: `arguments`, `environment` and a file for its `stderr`. stdout gives its process
+    id when it starts, and when it has ended its exit code, or minus the signal that ended it.
+    """
+    gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
+    print("ready", flush=True)
+    for line in sys.stdin:
+        pid = fork(run, *json.loads(line).values())
+        print(pid, flush=True)
+        print(ended(pid), flush=True)
+    os._exit(0)  # taking all of it down in good order takes seconds
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     for heavy in ("vgid.stage1_teacher.engines.transformers", "pandas"):  # pyarrow asks for pandas at its first array
@@ -111,10 +123,4 @@ if __name__ == "__main__":
     teacher.prepare = lambda *_, **__: job
     teacher.build_teacher = lambda *_, **__: recording
     generate._MAX_UNCOMMITTED = 1  # recorded answers come at once; so a stop still finds rows that are not committed
-    gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
-    print("ready", flush=True)
-    for line in sys.stdin:
-        pid = fork(run, *json.loads(line).values())
-        print(pid, flush=True)
-        print(ended(pid), flush=True)
-    os._exit(0)  # taking all of it down in good order takes seconds
+    serve()

@@ -16,6 +16,7 @@ from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import CacheError
 from vgid.pipeline.console import progress, say
 from vgid.pipeline.recipe import Recipe
+from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
 
 if TYPE_CHECKING:
@@ -45,22 +46,45 @@ def run_distill(
     Raises:
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
         DistillError: cache and data do not fit, or training failed.
+        Stopped: SIGTERM or Ctrl-C; a checkpoint beside `out` holds all steps so far.
     """
-    from vgid.stage2_distill.trainer import distill
+    with stop_signal("the step in progress is being finished and saved") as should_stop:
+        from vgid.stage2_distill.trainer import distill
 
-    directory = resolve_model(recipe.model, revision=recipe.revision)
-    opened = open_cache(cache)
-    if not opened.manifest.parts:
-        raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
-    check_cache_fits(opened.manifest.teacher, directory, cache=cache)
-    with progress("decode the cache") as report:
-        stored = map_targets(opened, scratch=scratch, progress=report)
-    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
-    _warn_of_untrained(targets, recipe)
-    provenance = {
+        directory = resolve_model(recipe.model, revision=recipe.revision)
+        opened = open_cache(cache)
+        if not opened.manifest.parts:
+            raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
+        check_cache_fits(opened.manifest.teacher, directory, cache=cache)
+        with progress("decode the cache") as report:
+            stored = map_targets(opened, scratch=scratch, progress=report)
+        targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
+        _warn_of_untrained(targets, recipe)
+        asked = None
+        if recipe.distill.online:
+            engine_id = targets.column("engine_id")[0].as_py()
+            asked = _teacher_prompts(
+                recipe, examples, opened, engine_id, image_processor=load_processor(directory).image_processor
+            )
+        with progress("distill") as report:
+            return distill(
+                student=directory,
+                examples={example.example_id: example for example in examples},
+                targets=targets,
+                settings=recipe.distill,
+                out=out,
+                provenance=_provenance(recipe, opened, targets),
+                teacher_prompt=asked,
+                progress=lambda step, num_steps: report(step.step, num_steps, f"steps, loss {step.loss:.4f}"),
+                should_stop=should_stop,
+            )
+
+
+def _provenance(recipe: Recipe, cache: Cache, targets: MappedTargets) -> dict[str, Any]:
+    return {
         "base": recipe.model,
         "revision": recipe.revision or "",
-        "base_weights_fingerprint": opened.manifest.teacher["weights_fingerprint"],
+        "base_weights_fingerprint": cache.manifest.teacher["weights_fingerprint"],
         # Not the manifest's number: rows that other recipes add to the cache change nothing here.
         "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
         "num_targets": len(targets),
@@ -68,23 +92,6 @@ def run_distill(
         "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
-    asked = None
-    if recipe.distill.online:
-        engine_id = targets.column("engine_id")[0].as_py()
-        asked = _teacher_prompts(
-            recipe, examples, opened, engine_id, image_processor=load_processor(directory).image_processor
-        )
-    with progress("distill") as report:
-        return distill(
-            student=directory,
-            examples={example.example_id: example for example in examples},
-            targets=targets,
-            settings=recipe.distill,
-            out=out,
-            provenance=provenance,
-            teacher_prompt=asked,
-            progress=lambda step, num_steps: report(step.step, num_steps, f"steps, loss {step.loss:.4f}"),
-        )
 
 
 def _teacher_prompts(

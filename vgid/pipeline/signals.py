@@ -11,8 +11,12 @@ from vgid.pipeline.console import say
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts at once."""
+def stop_signal(note: str) -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts at once.
+
+    Args:
+        note: What is done before the stop, said when it is asked for.
+    """
     asked = False
 
     def ask_to_stop(number: int, frame: Any) -> None:
@@ -20,7 +24,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
-        say("stopping: finished rows are being committed")
+        say(f"stopping: {note}")
 
     previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -134,7 +134,7 @@ def run_teacher(
     if limit is not None:
         plan = pilot_of_plan(plan, size=limit)
     with (
-        stop_signal() as should_stop,
+        stop_signal("finished rows are being committed") as should_stop,
         cache_writer(job, out, rows_per_part=rows_per_part, profile=profile, expires=expires) as writer,
         progress("teacher") as report,
     ):

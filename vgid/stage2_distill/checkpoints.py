@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -73,6 +74,21 @@ def newest_checkpoint(directory: Path, *, identity: Mapping[str, Any]) -> Checkp
             check_same_run(content["identity"], asked=identity, where=directory)
             return Checkpoint(path=path, history=content["history"])
     return None
+
+
+def discard_torn(directory: Path, *, whole: Checkpoint | None) -> None:
+    """Delete what is newer than the newest complete checkpoint.
+
+    transformers would write into such a directory and leave what it does not overwrite, and count it among those that
+    make it delete older ones.
+
+    Args:
+        directory: Where `newest_checkpoint` looked.
+        whole: What it found.
+    """
+    for path in directory.glob("checkpoint-*"):
+        if whole is None or _step(path) > _step(whole.path):
+            shutil.rmtree(path)
 
 
 def _step(path: Path) -> int:

@@ -27,7 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
 from vgid.data.examples import Example
-from vgid.errors import DistillError
+from vgid.errors import DistillError, Stopped
 from vgid.stage2_distill.batches import (
     Batch,
     TeacherPrompt,
@@ -37,7 +37,7 @@ from vgid.stage2_distill.batches import (
     last_hidden_states,
     response_logits,
 )
-from vgid.stage2_distill.checkpoints import Checkpoint, newest_checkpoint, seal_checkpoint
+from vgid.stage2_distill.checkpoints import Checkpoint, discard_torn, newest_checkpoint, seal_checkpoint
 from vgid.stage2_distill.export import check_saveable, save_student
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
 from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, dense_loss, fused_head_loss, logits_loss
@@ -100,11 +100,12 @@ def distill(
     processor: Any = None,
     teacher_prompt: Callable[[TrainItem], TeacherPrompt] | None = None,
     progress: Progress = lambda loss, num_steps: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> DistillResult:
     """Train a student on cached targets and save it to `out`.
 
-    A rerun over a finished `out` does nothing and returns the stored result; an interrupted run with `save_steps`
-    continues from the newest complete checkpoint beside `out`.
+    A rerun over a finished `out` does nothing and returns the stored result; an interrupted run continues from the
+    newest complete checkpoint beside `out`. One that is asked to stop writes one first, with or without `save_steps`.
 
     Args:
         student: Directory or Hugging Face id of the base.
@@ -116,18 +117,21 @@ def distill(
         processor: The student's; None loads it.
         teacher_prompt: What the teacher is asked about a row; needed, and used, only with `settings.online`.
         progress: Called after every step.
+        should_stop: Asked when the model is loaded and after every step but the last, which leaves nothing but saving.
 
     Raises:
         DistillError: cache, data and student do not fit together, the loss is not finite, or `out` is of another run.
+        Stopped: `should_stop` said so, in any process; a checkpoint holds all steps so far.
     """
     identity = run_identity(str(student), settings=settings, provenance=provenance)
+    work = out.with_name(f".{out.name}.checkpoints")
     finished = read_finished(out)
     if finished is not None:
         check_same_run(finished["identity"], asked=identity, where=out)
+        shutil.rmtree(work, ignore_errors=True)  # a kill may have come between saving and cleaning up
         return DistillResult.from_json(finished["result"])
     processor = processor if processor is not None else load_processor(student)
     selected = build_items(examples, targets, settings.targets)
-    work = out.with_name(f".{out.name}.checkpoints")
     checkpoint = newest_checkpoint(work, identity=identity)
 
     arguments = _training_arguments(settings, work)
@@ -155,6 +159,7 @@ def distill(
         checkpoint=checkpoint,
         identity=identity,
         progress=progress,
+        should_stop=should_stop,
         work=work,
         loop=loop,
     )
@@ -189,6 +194,7 @@ def _train(
     checkpoint: Checkpoint | None,
     identity: Mapping[str, Any],
     progress: Progress,
+    should_stop: Callable[[], bool],
     work: Path,
     loop: TeacherInTheLoop | None,
 ) -> list[StepLoss]:
@@ -202,14 +208,21 @@ def _train(
         data_collator=collator,
         settings=settings,
         loop=loop,
+        should_stop=should_stop,
     )
     trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
+    trainer.accelerator.wait_for_everyone()  # every process has found the same checkpoint
+    if arguments.process_index == 0:
+        discard_torn(work, whole=checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        if not trainer.asked_to_stop():
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     finally:
         _remove_if_empty(work)
+    if len(trainer.losses) < schedule.num_steps:
+        raise Stopped(f"stopped after {len(trainer.losses):,} of {schedule.num_steps:,} steps; rerun to continue")
     # Trainer switches the key-value cache off in the configuration, which would be saved with the student.
     if use_cache is None:
         del model.config.use_cache
@@ -233,8 +246,16 @@ class DistillTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, settings: DistillSettings, loop: TeacherInTheLoop | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: DistillSettings,
+        should_stop: Callable[[], bool] = lambda: False,
+        loop: TeacherInTheLoop | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self._should_stop = should_stop
         self.losses: list[StepLoss] = []
         self._settings, self._loop = settings, loop
         if loop is not None and loop.base is not None:
@@ -314,6 +335,11 @@ class DistillTrainer(Trainer):
             )
         )
 
+    def asked_to_stop(self) -> bool:
+        """Whether any process was asked to; all of them get the same answer, so none waits for one that has left."""
+        asked = torch.tensor(int(self._should_stop()), device=self.args.device)
+        return bool(self._over_processes(asked) > 0)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # transformers 5.19 saves Qwen2-VL and LLaVA under their published weight names but loads by module name and not
         # strictly: every key is missing, a warning is logged, and training goes on from the base's weights.
@@ -341,11 +367,15 @@ class _EachStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._progress(self._trainer.losses[-1], self._num_steps)
+        if state.global_step < self._num_steps and self._trainer.asked_to_stop():
+            control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.accelerator.wait_for_everyone()  # each process writes its own random state
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seal_checkpoint(path, identity=self._identity, history=[asdict(loss) for loss in self._trainer.losses])
+        self._trainer.accelerator.wait_for_everyone()  # the first process to leave may take the others with it
 
 
 def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArguments:

@@ -1,0 +1,26 @@
+"""`vgid distill`, run again and again in seconds: each run is a fork that goes through the command's own `main`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from rehearsing_process import serve
+
+from vgid.data.chat import load_processor
+from vgid.data.fictitious import shipped_base
+
+HEAVY = (
+    "vgid.stage1_teacher.engines.transformers",  # fills the cache
+    "vgid.stage2_distill.trainer",
+    "vgid.pipeline.distill",
+    "transformers.models.qwen2_vl.modeling_qwen2_vl",
+    "transformers.models.auto.modeling_auto",
+    "peft.utils.transformers_weight_conversion",
+    "pandas",
+)
+
+if __name__ == "__main__":
+    for module in HEAVY:
+        import_module(module)
+    load_processor(shipped_base())  # imports as much again
+    serve()

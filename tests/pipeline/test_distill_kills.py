@@ -1,0 +1,233 @@
+"""A training stopped or killed at any moment: a rerun comes to the very same student, to the bit."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rehearsal import ENVIRONMENT, Ended, Forks, Run, wait_for
+from small_pass import write_pass
+
+from vgid.stage2_distill.checkpoints import MARKER
+from vgid.stage2_distill.lineage import read_finished
+
+NUM_STEPS = 6
+SETTINGS = {
+    "targets": [
+        {"split": "forget", "view": "noise+icu", "response_kind": "generated"},
+        {"split": "forget", "view": "icu", "response_kind": "generated"},
+        {"split": "retain", "view": "base", "response_kind": "reference"},
+    ],
+    "max_steps": NUM_STEPS,
+    "forget_batch": 2,
+    "retain_batch": 2,
+    "gradient_accumulation_steps": 2,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """`vgid distill` on six rows, in forks, with some settings."""
+
+    folder: Path
+    forks: Forks
+    recipe: str
+
+    def arguments(self, out: Path) -> list[str]:
+        return [
+            "distill",
+            str(self.folder / f"{self.recipe}.yaml"),
+            "--cache",
+            str(self.folder / "cache"),
+            "--out",
+            str(out),
+        ]
+
+    def start(self, out: Path, *more: str) -> Run:
+        out.parent.mkdir(exist_ok=True)
+        return self.forks.begin([*self.arguments(out), *more], environment={})
+
+    def run(self, out: Path) -> Ended:
+        return self.start(out).wait()
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks("distilling_process.py", folder=tmp_path_factory.mktemp("forks"), environment=ENVIRONMENT)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+    """Data, two recipes, and a cache filled by a real teacher."""
+    folder = tmp_path_factory.mktemp("job")
+    path = write_pass(folder, photos=2, questions=1)
+    plain = yaml.safe_load(path.read_text())
+    plain["distill"] |= SETTINGS
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {"method": "full", "save_steps": 1},
+        # Dropout, so that random state counts; no checkpoints unless it is stopped.
+        "lora": {"method": "lora", "lora": {"dropout": 0.1}, "save_steps": 0},
+    }
+    for name, changes in kinds.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**plain, "distill": plain["distill"] | changes}))
+    command = ["teacher", "generate", str(folder / "full.yaml"), "--engine", "transformers"]
+    taught = forks.begin([*command, "--out", str(folder / "cache")], environment={}).wait()
+    assert taught.code == 0, taught.stderr
+    return folder
+
+
+@dataclass(frozen=True)
+class Uninterrupted:
+    training: Training
+    weights: bytes
+    losses: list[dict[str, Any]]
+    seconds: float
+    """From the first file of the training to its end."""
+
+
+def uninterrupted(training: Training) -> Uninterrupted:
+    out = training.folder / training.recipe / "student"
+    run = training.start(out)
+    wait_for(checkpoints(out))
+    started = time.monotonic()
+    ended = run.wait()
+    seconds = time.monotonic() - started
+    assert ended.code == 0, ended.stderr
+    return Uninterrupted(training=training, weights=weights(out), losses=losses(out), seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def full(folder: Path, forks: Forks) -> Uninterrupted:
+    return uninterrupted(Training(folder, forks, "full"))
+
+
+@pytest.fixture(scope="module")
+def lora(folder: Path, forks: Forks) -> Uninterrupted:
+    return uninterrupted(Training(folder, forks, "lora"))
+
+
+def checkpoints(out: Path) -> Path:
+    return out.with_name(f".{out.name}.checkpoints")
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    finished = read_finished(out)
+    assert finished is not None
+    return finished["result"]["losses"]
+
+
+def assert_the_same_student(out: Path, expected: Uninterrupted) -> None:
+    assert weights(out) == expected.weights
+    assert losses(out) == expected.losses
+    assert [path.name for path in out.parent.iterdir()] == [out.name], "something was left beside the student"
+
+
+def moments(count: int, seconds: float) -> list[float]:
+    """One random moment in each of `count` equal stretches of the training."""
+    return [seconds * (number + random.random()) / count for number in range(count)]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_training_killed_at_a_random_moment_continues_to_the_very_same_weights(
+    full: Uninterrupted, tmp_path: Path, kills: int
+) -> None:
+    killed = torn = continued = 0
+    for number, moment in enumerate(moments(kills, full.seconds)):
+        out = tmp_path / str(number) / "student"
+        run = full.training.start(out)
+        wait_for(checkpoints(out))
+        time.sleep(moment)
+        run.send(signal.SIGKILL)
+        killed += run.wait().code == -signal.SIGKILL
+        found = list(checkpoints(out).glob("checkpoint-*"))
+        torn += any(not (path / MARKER).exists() for path in found)
+        continued += any((path / MARKER).exists() for path in found)
+
+        ended = full.training.run(out)
+
+        assert ended.code == 0, ended.stderr
+        assert_the_same_student(out, full)
+    print(f"{kills} kills: {killed} before the end, {continued} left a checkpoint, {torn} a torn one")
+    assert killed >= 0.8 * kills, "most trainings ended before they were killed"
+    assert continued >= 0.5 * kills, "most trainings began anew"
+
+
+def test_a_training_asked_to_stop_at_a_random_moment_saves_all_its_steps_exits_with_75_and_continues(
+    lora: Uninterrupted, tmp_path: Path
+) -> None:
+    codes = []
+    for number, moment in enumerate(moments(3, lora.seconds * 0.8)):
+        out = tmp_path / str(number) / "student"
+        run = lora.training.start(out)
+        wait_for(checkpoints(out))
+        time.sleep(moment)
+        run.send(signal.SIGTERM)
+        ended = run.wait()
+        codes.append(ended.code)
+        if ended.code == 75:
+            assert_stopped_whole(out, ended.stderr)
+            ended = lora.training.run(out)
+        assert ended.code == 0, ended.stderr
+        assert_the_same_student(out, lora)
+    assert codes.count(75) >= 2, codes
+
+
+def assert_stopped_whole(out: Path, stderr: str) -> None:
+    """One line says how far it came, and a sealed checkpoint holds that."""
+    said = re.findall(rf"^error: stopped after (\d+) of {NUM_STEPS} steps; rerun to continue$", stderr, re.M)
+    assert len(said) == 1 and "Traceback" not in stderr, stderr
+    assert not out.exists()
+    if said == ["0"]:
+        assert not checkpoints(out).exists()
+    else:
+        assert (checkpoints(out) / f"checkpoint-{said[0]}" / MARKER).exists()
+
+
+def test_a_stop_while_the_model_loads_is_heeded_before_the_first_step(lora: Uninterrupted, tmp_path: Path) -> None:
+    out, scratch = tmp_path / "student", tmp_path / "scratch"
+    run = lora.training.start(out, "--scratch", str(scratch))
+    wait_for(scratch)  # the cache is being decoded, which comes before everything of stage two
+    run.send(signal.SIGTERM)
+    ended = run.wait()
+    assert ended.code == 75, ended.stderr
+    assert f"stopped after 0 of {NUM_STEPS} steps; rerun to continue" in ended.stderr
+    assert list(tmp_path.iterdir()) == [scratch]
+    shutil.rmtree(scratch)
+
+    assert lora.training.run(out).code == 0
+
+    assert_the_same_student(out, lora)
+
+
+@pytest.mark.slow
+def test_the_command_in_a_process_of_its_own_stops_and_continues_as_well(lora: Uninterrupted, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    command = [sys.executable, "-m", "vgid", *lora.training.arguments(out)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(checkpoints(out))
+    time.sleep(lora.seconds / 3)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert_stopped_whole(out, stderr)
+
+    assert lora.training.run(out).code == 0
+
+    assert_the_same_student(out, lora)
