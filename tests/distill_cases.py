@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -182,6 +183,27 @@ def make_settings(**changes: Any) -> DistillSettings:
         "seed": 0,
     }
     return DistillSettings.model_validate({**plain, **changes})
+
+
+@contextmanager
+def optimizer_of_trainer(name: str) -> Iterator[None]:
+    """Train with another of transformers' optimizers: plain SGD shows what AdamW's division would blow up."""
+    from transformers.training_args import OptimizerNames
+
+    from vgid.stage2_distill import trainer
+
+    plain = trainer._training_arguments
+
+    def arguments(*given: Any) -> Any:
+        made = plain(*given)
+        made.optim = OptimizerNames(name)
+        return made
+
+    trainer._training_arguments = arguments
+    try:
+        yield
+    finally:
+        trainer._training_arguments = plain
 
 
 def build_sharp_qwen2_vl(directory: Path, *, seed: int) -> Path:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -113,19 +110,6 @@ def test_accumulating_micro_batches_gives_the_update_of_the_whole_batch(image_be
         split = image_bench.run(f"split{parts}", changes={**IN_FLOAT64, "gradient_accumulation_steps": parts})
         assert split.num_tokens == whole.num_tokens
         assert largest_difference(image_bench.weights("whole"), image_bench.weights(f"split{parts}")) < 1e-10
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_update_of_one(image_bench: Bench, tmp_path: Path) -> None:
-    one = image_bench.run("one", changes=IN_FLOAT64)
-    job = (image_bench.oracle.path, image_bench.examples, image_bench.targets, IN_FLOAT64, tmp_path / "two", PROVENANCE)
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps(job))
-    script = Path(__file__).with_name("two_processes.py")
-    subprocess.run([sys.executable, str(script), str(tmp_path / "job.pickle")], check=True, timeout=200)
-    assert largest_difference(image_bench.weights("one"), image_bench.weights("two")) < 1e-10
-    two = image_bench.run("two", changes=IN_FLOAT64)  # finished, so this reads its result
-    assert two.num_tokens == one.num_tokens
-    assert [loss.loss for loss in two.losses] == pytest.approx([loss.loss for loss in one.losses], rel=1e-9)
 
 
 def test_a_role_of_weight_zero_pulls_nothing(bench: Bench) -> None:
@@ -345,6 +329,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(bench: Bench
             "out", changes={"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 5, "lr_scheduler": "constant"}
         )
     assert list(bench.directory.iterdir()) == []
+
+
+def test_a_launcher_that_asks_for_other_arithmetic_than_the_recipe_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(DistillError, match=r"mixed_precision bf16, but the recipe decides: distill.dtype is float32"):
+        bench.run("out")
+
+
+def test_sharding_asked_for_in_one_process_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would train in one piece without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(DistillError, match="FSDP2 was asked for, but accelerate runs NO; give it GPUs, at least two"):
+        bench.run("out")
 
 
 def test_a_directory_of_something_else_is_not_touched(bench: Bench) -> None:

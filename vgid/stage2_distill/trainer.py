@@ -4,8 +4,8 @@
 
 Both means run over one optimizer step: all its micro-batches, all processes. transformers.Trainer carries the loop; its
 own token counting is replaced (one number cannot carry two roles, and it drops tokens where there are no labels).
-Checkpoints hold weights, optimizer and random state, and a rerun continues from the newest complete one. Gathering
-sharded (FSDP, DeepSpeed) weights for the export is not done here.
+Checkpoints hold weights, optimizer and random state, and a rerun continues from the newest complete one. Weights may be
+sharded by FSDP2 (see `sharding`); other wrappings such as DeepSpeed's are not supported.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, dense
 from vgid.stage2_distill.losses import role_counts, role_sums
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
+from vgid.stage2_distill.sharding import check_sharded, set_up_sharding, sharding_asked, whole_model
 from vgid.stage2_distill.student import check_plain_head, load_base, load_student, vocabulary_size
 
 
@@ -132,9 +133,11 @@ def distill(
         return DistillResult.from_json(finished["result"])
     processor = processor if processor is not None else load_processor(student)
     selected = build_items(examples, targets, settings.targets)
-    checkpoint = newest_checkpoint(work, identity=identity)
-
     arguments = _training_arguments(settings, work)
+    # Random state is kept by process, and sharded weights in another form: a checkpoint fits its own launch alone.
+    launch = {"processes": arguments.world_size, "fsdp": sharding_asked()}
+    checkpoint = newest_checkpoint(work, identity={**identity, "launch": launch})
+
     schedule = Schedule(selected.items, settings=settings, num_processes=arguments.world_size)
     arguments.max_steps, arguments.per_device_train_batch_size = schedule.num_steps, schedule.micro_batch
     # An adapter is loaded onto its base by Trainer; full weights are read again here (see `_load_from_checkpoint`).
@@ -150,19 +153,20 @@ def distill(
             base=None if settings.lora else load_base(str(student), settings=settings), prompt=teacher_prompt
         )
     started = time.monotonic()
-    losses = _train(
+    trainer = _train(
         model,
         schedule=schedule,
         processor=processor,
         settings=settings,
         arguments=arguments,
         checkpoint=checkpoint,
-        identity=identity,
+        identity={**identity, "launch": launch},
         progress=progress,
         should_stop=should_stop,
         work=work,
         loop=loop,
     )
+    losses = trainer.losses
     result = DistillResult(
         num_steps=schedule.num_steps,
         num_rows=schedule.num_rows,
@@ -171,9 +175,10 @@ def distill(
         losses=losses,
         seconds=time.monotonic() - started,
     )
+    trained = whole_model(model, trainer.accelerator, load=lambda: load_student(str(student), settings=settings))
     if arguments.process_index == 0:
         save_student(
-            model,
+            trained,
             processor=processor,
             out=out,
             base=Path(student).name if Path(student).is_dir() else str(student),
@@ -197,7 +202,7 @@ def _train(
     should_stop: Callable[[], bool],
     work: Path,
     loop: TeacherInTheLoop | None,
-) -> list[StepLoss]:
+) -> DistillTrainer:
     prompt = loop.prompt if loop else None
     collator = partial(collate, processor=processor, vocab_size=vocabulary_size(model), teacher_prompt=prompt)
     use_cache = getattr(model.config, "use_cache", None)
@@ -210,6 +215,7 @@ def _train(
         loop=loop,
         should_stop=should_stop,
     )
+    set_up_sharding(trainer.accelerator)
     trainer.losses += [StepLoss(**loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
@@ -229,7 +235,7 @@ def _train(
     else:
         model.config.use_cache = use_cache
     trainer.accelerator.wait_for_everyone()
-    return trainer.losses
+    return trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +368,9 @@ class _EachStep(TrainerCallback):
     ) -> None:
         self._trainer, self._num_steps, self._identity, self._progress = trainer, num_steps, identity, progress
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_sharded(self._trainer.model, self._trainer.accelerator)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.finish_step()
 
@@ -402,6 +411,11 @@ def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArgume
         report_to="none",
         disable_tqdm=True,
     )
+    if arguments.mixed_precision != "no":  # accelerate's launcher says so through the environment
+        raise DistillError(
+            f"accelerate was launched with mixed_precision {arguments.mixed_precision}, but the recipe decides: "
+            f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
+        )
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
     return arguments
