@@ -11,6 +11,7 @@ sharded by FSDP2 (see `sharding`); other wrappings such as DeepSpeed's are not s
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -415,6 +416,12 @@ def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArgume
         raise DistillError(
             f"accelerate was launched with mixed_precision {arguments.mixed_precision}, but the recipe decides: "
             f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != arguments.world_size and not sharding_asked():
+        raise DistillError(
+            f"this is one of {launched} processes, but accelerate sees {arguments.world_size}; launch with --cpu on a "
+            "machine without GPUs, or each would train the whole student"
         )
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
