@@ -354,6 +354,8 @@ def test_sharding_asked_for_in_one_process_is_refused(bench: Bench, monkeypatch:
         DistillError, match="FSDP2 was asked for, but accelerate's distributed type is NO; give it GPUs"
     ):
         bench.run("out")
+    with pytest.raises(DistillError, match=r"distill.fused_head does not work on sharded weights"):
+        bench.run("out", changes={"fused_head": True})
 
 
 def test_a_directory_of_something_else_is_not_touched(bench: Bench) -> None:

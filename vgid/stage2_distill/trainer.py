@@ -417,6 +417,11 @@ def _training_arguments(settings: DistillSettings, work: Path) -> TrainingArgume
             f"accelerate was launched with mixed_precision {arguments.mixed_precision}, but the recipe decides: "
             f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
         )
+    for name in ("fused_head", "online"):
+        if sharding_asked() and getattr(settings, name):  # both use weights outside of the forward that gathers them
+            raise DistillError(
+                f"distill.{name} does not work on sharded weights; set it to false or launch without FSDP"
+            )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != arguments.world_size and not sharding_asked():
         raise DistillError(
