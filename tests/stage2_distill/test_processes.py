@@ -152,6 +152,6 @@ def test_weights_sharded_over_two_processes_train_as_in_one(case: Case, method: 
 @pytest.mark.slow
 def test_sharding_that_does_not_happen_is_an_error_naming_what_runs(case: Case) -> None:
     """As accelerate itself has it on a CPU."""
-    ended = case.run_in_two_processes("out", environment=FSDP2)
-    assert "FSDP2 was asked for, but accelerate runs MULTI_CPU; give it GPUs" in ended.stdout
+    ended = case.run_in_two_processes("out", environment=FSDP2, targets=[SELECTIONS[0], SELECTIONS[2]])
+    assert "FSDP2 was asked for, but accelerate's distributed type is MULTI_CPU; give it GPUs" in ended.stdout
     assert not (case.directory / "out").exists()

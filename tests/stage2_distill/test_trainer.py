@@ -425,12 +425,23 @@ def test_a_launcher_that_asks_for_other_arithmetic_than_the_recipe_is_refused(
         bench.run("out")
 
 
+def test_processes_that_would_each_train_alone_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` starts them on a machine without GPUs unless it is told `--cpu`."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistillError, match="one of 2 processes, but accelerate sees 1; launch with --cpu"):
+        bench.run("out")
+
+
 def test_sharding_asked_for_in_one_process_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would train in one piece without a word."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(DistillError, match="FSDP2 was asked for, but accelerate runs NO; give it GPUs, at least two"):
+    with pytest.raises(
+        DistillError, match="FSDP2 was asked for, but accelerate's distributed type is NO; give it GPUs"
+    ):
         bench.run("out")
+    with pytest.raises(DistillError, match=r"distill.fused_head does not work on sharded weights"):
+        bench.run("out", changes={"fused_head": True})
 
 
 def test_a_directory_of_something_else_is_not_touched(bench: Bench) -> None:

@@ -37,7 +37,7 @@ def set_up_sharding(accelerator: Accelerator) -> None:
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)  # there only if accelerate shards
     if not accelerator.is_fsdp2:
         version = f" in version {plugin.fsdp_version}" if plugin else ""
-        raise DistillError(f"FSDP2 was asked for, but accelerate runs {runs}{version}; {_ADVICE}")
+        raise DistillError(f"FSDP2 was asked for, but accelerate's distributed type is {runs}{version}; {_ADVICE}")
     plugin.state_dict_config = plugin.optim_state_dict_config = None  # accelerate would keep those of its default type
     plugin.set_state_dict_type("FULL_STATE_DICT")
 

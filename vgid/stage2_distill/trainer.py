@@ -11,6 +11,7 @@ sharded by FSDP2 (see `sharding`); other wrappings such as DeepSpeed's are not s
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,9 +174,6 @@ def distill(
     source = student if checkpoint is None or settings.lora is not None else checkpoint.path
     model = load_student(str(source), settings=settings)
     check_saveable(model)
-    if sharding_asked() and (settings.fused_head or settings.watch):
-        name = "fused_head" if settings.fused_head else "watch"
-        raise DistillError(f"distill.{name} needs whole weights, and FSDP spreads them; leave one of the two out")
     if settings.fused_head:
         check_plain_head(model)
     loop = None
@@ -495,6 +493,15 @@ def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequ
         raise DistillError(
             f"accelerate was launched with mixed_precision {arguments.mixed_precision}, but the recipe decides: "
             f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
+        )
+    for name in ("fused_head", "online", "watch"):
+        if sharding_asked() and getattr(settings, name):  # both use weights outside of the forward that gathers them
+            raise DistillError(f"distill.{name} does not work on sharded weights; leave it out or launch without FSDP")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != arguments.world_size and not sharding_asked():
+        raise DistillError(
+            f"this is one of {launched} processes, but accelerate sees {arguments.world_size}; launch with --cpu on a "
+            "machine without GPUs, or each would train the whole student"
         )
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
