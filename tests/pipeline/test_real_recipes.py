@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 from doc_pages import ROOT, blocks
+from pyarrow import parquet
 from small_data import evaluation_row, photo, write_parquet
 from tiny_models import TINY_MODELS
 
 from benchmarks.recipe_costs import MODELS, estimate
 from vgid.cache.reader import open_cache
-from vgid.pipeline.distill import run_distill
-from vgid.pipeline.evaluation import NamedModel, evaluation_data, run_evaluate
-from vgid.pipeline.recipe import load_examples, load_recipe, shipped_recipes
-from vgid.pipeline.teacher import prepare_teacher, run_teacher
+from vgid.pipeline.recipe import load_recipe, shipped_recipes
+from vgid.pipeline.run import run_recipe
 
 ARCHITECTURES = {
     "llava-1.5-7b-mllmu": "llava",
@@ -58,21 +57,19 @@ def test_a_recipe_runs_end_to_end_on_a_small_model_of_its_architecture(
     selected = [target.model_dump(mode="json") | {"truncated": True} for target in shipped.distill.targets]
     overrides = [f"distill.targets={json.dumps(selected)}", "teacher.max_new_tokens=6", "evaluate.max_new_tokens=6"]
 
-    recipe, folder = load_recipe(name, overrides=overrides)
-    examples = load_examples(recipe.data, folder=folder)
     engine = "vllm" if name == "qwen2-vl-2b-mllmu" else "transformers"
-    taught = run_teacher(prepare_teacher(recipe, examples, engine=engine), tmp_path / "cache")
-    student = run_distill(recipe, examples, tmp_path / "cache", tmp_path / "student")
-    models = [NamedModel(name="base", model=recipe.model), NamedModel(name="student", model=str(tmp_path / "student"))]
-    results = run_evaluate(
-        models, evaluation_data(name, overrides=overrides, per_cell=None), out=None, engine="transformers"
-    )
+    # Whatever a random model says under the intervention, it is no good teacher.
+    steps, results = run_recipe(name, tmp_path / "run", overrides=overrides, engine=engine, train_anyway=True)
 
+    assert [step.name for step in steps if step.is_new] == ["teacher", "gates", "distill", "evaluate"]
+    student = json.loads((tmp_path / "run" / "student" / "vgid.json").read_text())
     # Of two people to forget and two to keep, one open question about the photo and one by name.
-    assert (taught.generated, student.num_rows) == (8, {"forget": 4, "retain": 4})
-    assert open_cache(tmp_path / "cache").manifest.plan["preset"] == "paper"
-    asked = {(sample["split"], sample["subject_id"]) for sample in results["samples"]}
+    assert student["result"]["num_rows"] == {"forget": 4, "retain": 4}
+    assert open_cache(tmp_path / "run" / "cache").manifest.plan["preset"] == "paper"
+    samples = parquet.read_table(tmp_path / "run" / "samples.parquet").to_pylist()
+    asked = {(sample["split"], sample["subject_id"]) for sample in samples}
     assert asked == {("forget", "1"), ("forget", "2"), ("retain", "3"), ("retain", "4"), ("test", "1"), ("test", "2")}
+    assert results is not None and {row["model"] for row in results["metrics"]} == {"base", "student"}
 
 
 @pytest.mark.parametrize("name", MODELS)
