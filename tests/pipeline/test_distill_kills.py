@@ -160,7 +160,7 @@ def test_a_training_killed_at_a_random_moment_continues_to_the_very_same_weights
     for number in range(kills):
         out = tmp_path / str(number) / "student"
         run = full.training.start(out)
-        wait_for_a_moment_of(number % NUM_STEPS, out, longest_s=full.seconds / NUM_STEPS)
+        wait_for_a_moment_of(number * NUM_STEPS // kills, out, longest_s=full.seconds / NUM_STEPS)
         run.send(signal.SIGKILL)
         killed += run.wait().code == -signal.SIGKILL
         found = list(checkpoints(out).glob("checkpoint-*"))
