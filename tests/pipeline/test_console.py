@@ -15,6 +15,11 @@ def test_a_curve_falls_with_its_values_and_starts_from_zero() -> None:
     assert sparkline([]) == ""
 
 
+def test_what_rounding_put_below_zero_is_drawn_as_zero() -> None:
+    assert sparkline([-1e-3, 1e-9]) == "▁█"
+    assert sparkline([-1.0, -2.0]) == "▁▁"
+
+
 def test_a_long_curve_keeps_its_width_and_its_shape() -> None:
     curve = sparkline([float(1000 - step) for step in range(1000)], width=8)
     assert len(curve) == 8

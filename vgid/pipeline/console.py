@@ -95,14 +95,15 @@ def _lines(title: str) -> Report:
 
 
 def sparkline(values: Sequence[float], *, width: int = 12) -> str:
-    """A curve of positive numbers in one word, from 0 up; the oldest may share a column. Empty where stderr cannot."""
+    """A curve of numbers in one word, from 0 up; the oldest may share a column. Empty where stderr cannot."""
     if not values or "utf" not in (sys.stderr.encoding or "").lower():
         return ""
     columns = min(width, len(values))
     cut = [len(values) * column // columns for column in range(columns + 1)]
     means = [sum(values[start:end]) / (end - start) for start, end in pairwise(cut)]
     top = max(means)
-    return "".join(_EIGHTHS[min(int(8 * mean / top), 7)] if top > 0 else _EIGHTHS[0] for mean in means)
+    # A divergence of nothing comes out a little below 0 by rounding.
+    return "".join(_EIGHTHS[min(max(int(8 * mean / top), 0), 7)] if top > 0 else _EIGHTHS[0] for mean in means)
 
 
 def table(

@@ -33,6 +33,7 @@ class TransformersTeacher:
         head_dtype: str | None = None,
         batch_size: int = 32,
     ) -> None:
+        processor = load_processor(model)
         try:
             loaded = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(model), dtype=getattr(torch, dtype), use_safetensors=True
@@ -45,7 +46,7 @@ class TransformersTeacher:
         if head_dtype is not None:
             compute_head_in(loaded, getattr(torch, head_dtype))
         engine_id = engine_identity("transformers", dtype=dtype, head_dtype=head_dtype)
-        self._take(loaded, load_processor(model), engine_id=engine_id, num_topk=num_topk, batch_size=batch_size)
+        self._take(loaded, processor, engine_id=engine_id, num_topk=num_topk, batch_size=batch_size)
 
     @classmethod
     def of_loaded(cls, model: Any, processor: Any, *, num_topk: int, batch_size: int = 32) -> Self:
