@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from tests.synthetic_targets import narrowed, shifted
 from vgid.cache.mapped import map_targets
 from vgid.cache.reader import open_cache
-from vgid.cache.schema import NO_CANDIDATE, Target
+from vgid.cache.schema import Target
+from vgid.data.chat import load_processor
 from vgid.pipeline import distill, evaluation
 from vgid.pipeline.console import say, table
 from vgid.pipeline.recipe import load_examples, load_recipe
@@ -42,19 +44,14 @@ STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.3
 
 def keep(num_topk: int) -> Callable[[Target], Target]:
     """The row as a cache of fewer candidates has it."""
-    return lambda row: _kept(row, np.arange(row.topk_ids.shape[1])[None, :] < num_topk)
+    return lambda row: narrowed(row, [num_topk] * len(row.token_ids))
 
 
 def adaptive(row: Target) -> Target:
     """As many candidates as reach 0.999 of the mass, at least 8."""
     p = np.exp(row.topk_logprobs.astype(np.float64))
-    return _kept(row, (np.cumsum(p, axis=-1) - p < 0.999) | (np.arange(p.shape[1]) < 8))
-
-
-def shifted(row: Target) -> Target:
-    """A bug: the distributions stand one position late."""
-    names = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
-    return replace(row, **{name: np.roll(getattr(row, name), 1, axis=0) for name in names})
+    before = np.cumsum(p, axis=-1) - p
+    return narrowed(row, np.maximum((before < 0.999).sum(-1), 8).tolist())
 
 
 def without_tail(row: Target) -> Target:
@@ -73,7 +70,7 @@ WAYS: dict[str, Callable[[Target], Target]] = {
     "k20": keep(20),
     "k8": keep(8),
     "adaptive": adaptive,
-    "shifted": shifted,
+    "shifted": lambda row: shifted(row, 1),  # a bug: the distributions stand one position late
     "k8, no tail": lambda row: without_tail(keep(8)(row)),
 }
 
@@ -106,21 +103,6 @@ def run(options: argparse.Namespace) -> None:
         print(table(["metric", "online", "difference", "95% interval", "within"], list(_lines(way, options.seeds))))
 
 
-def _kept(row: Target, keep: np.ndarray) -> Target:
-    """The row with those candidates that are kept; the others' mass is in the tail."""
-    keep = np.broadcast_to(keep, row.topk_ids.shape)
-    width = int(keep.sum(-1).max())
-    moved = np.where(keep, 0.0, np.exp(row.topk_logprobs.astype(np.float64))).sum(-1)
-    with np.errstate(divide="ignore"):
-        tail = np.log(np.exp(row.tail_logprob.astype(np.float64)) + moved).astype(np.float32)
-    return replace(
-        row,
-        tail_logprob=tail,
-        topk_ids=np.where(keep, row.topk_ids, np.int32(NO_CANDIDATE))[:, :width],
-        topk_logprobs=np.where(keep, row.topk_logprobs, -np.float32(np.inf))[:, :width],
-    )
-
-
 def _student(way: str, seed: int, recipe: Any, examples: Sequence[Any], *, engine: Any) -> None:
     from vgid.stage2_distill.trainer import distill as train
 
@@ -140,7 +122,9 @@ def _student(way: str, seed: int, recipe: Any, examples: Sequence[Any], *, engin
         settings=settings,
         out=out / "student",
         provenance={"way": way},
-        teacher_prompt=distill.teacher_prompts(chosen, examples, opened, targets, directory=directory),
+        teacher_prompt=distill.teacher_prompts(
+            chosen, examples, opened, targets, image_processor=load_processor(directory).image_processor
+        ),
     )
     asked = evaluation.Questions(examples=examples, settings=recipe.evaluate, data_name="shipped")
     models = [evaluation.NamedModel(name="student", model=str(out / "student"))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny_models import build_tiny_qwen2_vl
 
-from vgid.cache.schema import NO_CANDIDATE, Target
+from vgid.cache.schema import Target
 from vgid.data.chat import chat_prompt, encode_prompt, load_processor
 from vgid.data.examples import Example
 from vgid.data.images import image_sha256, open_image
@@ -147,21 +147,6 @@ def target_of(
 def tail_of(logprobs: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(np.clip(1 - np.exp(logprobs).sum(-1), 0, 1))
-
-
-def narrowed(target: Target, widths: Sequence[int]) -> Target:
-    """The row as adaptive width would have stored it: `widths[t]` candidates at position t, the others in the tail."""
-    absent = np.arange(target.topk_ids.shape[1]) >= np.asarray(widths)[:, None]
-    moved = np.where(absent, np.exp(target.topk_logprobs.astype(np.float64)), 0).sum(-1)
-    width = max(widths)
-    with np.errstate(divide="ignore"):
-        tail = np.log(np.exp(target.tail_logprob.astype(np.float64)) + moved).astype(np.float32)
-    return replace(
-        target,
-        tail_logprob=tail,
-        topk_ids=np.where(absent, np.int32(NO_CANDIDATE), target.topk_ids)[:, :width],
-        topk_logprobs=np.where(absent, -np.float32(np.inf), target.topk_logprobs)[:, :width],
-    )
 
 
 SELECTIONS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Literal
@@ -167,3 +167,24 @@ def _skewed_ids(rng: np.random.Generator, num_tokens: int, num_topk: int, vocab_
 def _bfloat16(values: np.ndarray) -> np.ndarray:
     bits = values.astype(np.float32).view(np.uint32)
     return ((bits + 0x8000) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def narrowed(target: Target, widths: Sequence[int]) -> Target:
+    """The row as adaptive width would have stored it: `widths[t]` candidates at position t, the others in the tail."""
+    absent = np.arange(target.topk_ids.shape[1]) >= np.asarray(widths)[:, None]
+    moved = np.where(absent, np.exp(target.topk_logprobs.astype(np.float64)), 0).sum(-1)
+    width = max(widths)
+    with np.errstate(divide="ignore"):
+        tail = np.log(np.exp(target.tail_logprob.astype(np.float64)) + moved).astype(np.float32)
+    return replace(
+        target,
+        tail_logprob=tail,
+        topk_ids=np.where(absent, np.int32(NO_CANDIDATE), target.topk_ids)[:, :width],
+        topk_logprobs=np.where(absent, -np.float32(np.inf), target.topk_logprobs)[:, :width],
+    )
+
+
+def shifted(target: Target, by: int) -> Target:
+    """The same row with its distributions one position too late or too early."""
+    names = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
+    return replace(target, **{name: np.roll(getattr(target, name), by, axis=0) for name in names})

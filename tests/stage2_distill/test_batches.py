@@ -15,7 +15,6 @@ from distill_cases import (
     build_sharp_qwen2_vl,
     make_example,
     make_examples,
-    narrowed,
     portrait,
     tail_of,
     target_of,
@@ -24,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sparse_teachers import plain_loss, summed_kl
+from synthetic_targets import narrowed, shifted
 
 from vgid.cache.schema import Target
 from vgid.data.examples import Example
@@ -51,12 +51,6 @@ def batch_of(oracle: Oracle, items: Sequence[TrainItem]) -> Batch:
 @torch.inference_mode()
 def nats_per_token(oracle: Oracle, batch: Batch, *, model: Any = None) -> float:
     return float(summed_kl(response_logits(model or oracle.model, batch), batch) / batch["mask_BT"].sum())
-
-
-def shifted(target: Target, by: int) -> Target:
-    """The same row with its distributions one position too late or too early."""
-    names = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
-    return replace(target, **{name: np.roll(getattr(target, name), by, axis=0) for name in names})
 
 
 # --- alignment ---

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, narrowed, portrait, target_of
+from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, portrait, target_of
 from safetensors.torch import load_file
 from sparse_teachers import LOSSES, summed_kl
-from synthetic_targets import IDENTITY
+from synthetic_targets import IDENTITY, narrowed
 
 from vgid.cache.mapped import map_targets
 from vgid.cache.reader import open_cache

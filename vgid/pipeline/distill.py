@@ -34,6 +34,8 @@ class TrainingRows:
 
     directory: Path
     """Of the base."""
+    processor: Any
+    """The base's."""
     cache: Cache
     targets: MappedTargets
     provenance: dict[str, Any]
@@ -78,9 +80,11 @@ def run_distill(
         _warn_of_untrained(rows.targets, recipe)
         asked = watch = None
         if recipe.distill.online:
-            asked = teacher_prompts(recipe, examples, rows.cache, rows.targets, directory=rows.directory)
+            asked = teacher_prompts(
+                recipe, examples, rows.cache, rows.targets, image_processor=rows.processor.image_processor
+            )
         if recipe.distill.watch is not None:
-            watch = watcher(recipe, recipe.distill.watch, examples, processor=load_processor(rows.directory))
+            watch = watcher(recipe, recipe.distill.watch, examples, processor=rows.processor)
         with progress("distill") as report:
             return distill(
                 student=rows.directory,
@@ -89,6 +93,7 @@ def run_distill(
                 settings=recipe.distill,
                 out=out,
                 provenance=rows.provenance,
+                processor=rows.processor,
                 teacher_prompt=asked,
                 progress=_LossCurves(report),
                 watch=watch,
@@ -111,7 +116,8 @@ def training_rows(
     opened = open_cache(cache)
     if not opened.manifest.parts:
         raise CacheError(f"cache {cache}: it holds no rows; run `vgid teacher generate`, or give another --cache")
-    check_cache_fits(opened.manifest.teacher, directory, cache=cache)
+    processor = load_processor(directory)
+    check_cache_fits(opened.manifest.teacher, directory, processor, cache=cache)
     with progress("decode the cache") as report:
         stored = map_targets(opened, scratch=scratch, progress=report)
     targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
@@ -122,7 +128,7 @@ def training_rows(
     }
     if unmet_gates:
         provenance["unmet_gates"] = list(unmet_gates)
-    return TrainingRows(directory=directory, cache=opened, targets=targets, provenance=provenance)
+    return TrainingRows(directory=directory, processor=processor, cache=opened, targets=targets, provenance=provenance)
 
 
 def _known_ahead(recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -183,7 +189,7 @@ class _LossCurves:
 
 
 def teacher_prompts(
-    recipe: Recipe, examples: Sequence[Example], cache: Cache, targets: MappedTargets, *, directory: Path
+    recipe: Recipe, examples: Sequence[Example], cache: Cache, targets: MappedTargets, *, image_processor: Any
 ) -> Callable[[TrainItem], TeacherPrompt]:
     """What stage one asked about every row, for a teacher in the loop.
 
@@ -192,12 +198,11 @@ def teacher_prompts(
         examples: Its data.
         cache: The rows' cache.
         targets: The rows, all of one engine.
-        directory: Of the base.
+        image_processor: The base's.
     """
     from vgid.stage1_teacher.generate import picture_of, prompt_text
     from vgid.stage2_distill.batches import TeacherPrompt
 
-    image_processor = load_processor(directory).image_processor
     teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
     engine_id = targets.column("engine_id")[0].as_py()
     plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
@@ -259,13 +264,12 @@ def _warn_of_untrained(targets: Sequence[Target], recipe: Recipe) -> None:
         say(f"warning: {cut:,} of {len(targets):,} responses were cut and do not train; raise teacher.max_new_tokens")
 
 
-def check_cache_fits(teacher: dict[str, Any], directory: Path, *, cache: Path | str) -> None:
+def check_cache_fits(teacher: dict[str, Any], directory: Path, processor: Any, *, cache: Path | str) -> None:
     """Refuse to train a student on targets of another base: each differing field is named with both values.
 
     Raises:
         CacheError: weights, tokenizer or processor differ.
     """
-    processor = load_processor(directory)
     student = {
         "weights_fingerprint": weights_fingerprint(directory),
         "tokenizer_sha256": tokenizer_sha256(processor.tokenizer),

@@ -18,7 +18,7 @@ L positions, supervised or not, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,14 @@ def logits_loss(
         float32, or the logits' type if that is wider.
     """
     teacher, places_N, weight_N = _flattened(targets, weight_B, student_logits_BLV)
-    loss_sum, values_N = _LogitsLoss.apply(student_logits_BLV, places_N, weight_N, teacher, loss)  # type: ignore[misc]
+    flat_LV = student_logits_BLV.detach().flatten(0, 1)
+
+    def piece(part: slice) -> tuple[Tensor, Tensor]:
+        # Never the caller's own memory: indexing copies.
+        z_NV = flat_LV[places_N[part]].to(weight_N.dtype)
+        return _value_and_gradient(z_NV, _rows(teacher, part), weight_N[part], loss), z_NV
+
+    loss_sum, values_N = _LogitsLoss.apply(student_logits_BLV, places_N, weight_N, piece)  # type: ignore[misc]
     return LossAndValues(loss_sum, _unflattened(values_N, targets.mask_BT))
 
 
@@ -105,32 +112,37 @@ def dense_loss(
         weight_B: As for `logits_loss`.
         loss: Which divergence.
     """
-    dtype = torch.promote_types(student_logits_BLV.dtype, torch.float32)
-    row_N, column_N = mask_BT.nonzero(as_tuple=True)
-    places_N = row_N * student_logits_BLV.shape[1] + column_N
-    loss_sum, values_N = _DenseLoss.apply(  # type: ignore[misc]
-        student_logits_BLV, teacher_logits_BLV.detach(), places_N, weight_B.to(dtype)[row_N], loss
-    )
+    places_N, weight_N = _places(mask_BT, weight_B, student_logits_BLV)
+    both_LV = [each.detach().flatten(0, 1) for each in (teacher_logits_BLV, student_logits_BLV)]
+
+    def piece(part: slice) -> tuple[Tensor, Tensor]:
+        logp_NV, logq_NV = (torch.log_softmax(each[places_N[part]].to(weight_N.dtype), dim=-1) for each in both_LV)
+        value_N, slope_NV = dense_divergence(logp_NV, logq_NV, loss=loss)
+        gradient_NV = slope_NV.sub_(logq_NV.exp_().mul_(slope_NV.sum(-1, keepdim=True)))
+        return value_N, gradient_NV.mul_(weight_N[part, None])
+
+    loss_sum, values_N = _LogitsLoss.apply(student_logits_BLV, places_N, weight_N, piece)  # type: ignore[misc]
     return LossAndValues(loss_sum, _unflattened(values_N, mask_BT))
 
 
 class _LogitsLoss(torch.autograd.Function):
+    """Values and weighted gradient of logits [B, L, V], as `piece` gives them for a part of the places."""
+
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, places_N: Tensor, weight_N: Tensor, teacher: Partition, loss: LossSettings
+        ctx: Any, logits: Tensor, places_N: Tensor, weight_N: Tensor, piece: Callable[[slice], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        flat_LV = logits.flatten(0, 1)
+        width = logits.shape[-1]
         grad_LV = None
         if logits.requires_grad:
-            grad_LV = torch.empty_like(flat_LV)
+            grad_LV = torch.empty_like(logits.flatten(0, 1))
             _zero_elsewhere(grad_LV, places_N)
         values_N = torch.empty_like(weight_N)
-        for part in _chunks(len(places_N), width=flat_LV.shape[1], limit=_chunk_logits(logits)):
-            # Never the caller's own memory: indexing copies.
-            z_NV = flat_LV[places_N[part]].to(weight_N.dtype)
-            values_N[part] = _value_and_gradient(z_NV, _rows(teacher, part), weight_N[part], loss)
+        limit = _CHUNK_LOGITS["cpu" if logits.device.type == "cpu" else "cuda"]
+        for part in _chunks(len(places_N), width=width, limit=limit):
+            values_N[part], gradient_NV = piece(part)
             if grad_LV is not None:
-                grad_LV[places_N[part]] = z_NV.to(grad_LV.dtype)
+                grad_LV[places_N[part]] = gradient_NV.to(grad_LV.dtype)
         ctx.gradient, ctx.shape = grad_LV, logits.shape
         ctx.mark_non_differentiable(values_N)
         return (weight_N * values_N).sum(), values_N
@@ -138,34 +150,7 @@ class _LogitsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradient, ctx.gradient = ctx.gradient, None
-        return None if gradient is None else _scaled(gradient, outer[0]).view(ctx.shape), None, None, None, None
-
-
-class _DenseLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, teacher: Tensor, places_N: Tensor, weight_N: Tensor, loss: LossSettings
-    ) -> tuple[Tensor, Tensor]:
-        flat_LV, teacher_LV = logits.flatten(0, 1), teacher.flatten(0, 1)
-        grad_LV = torch.zeros_like(flat_LV) if logits.requires_grad else None
-        values_N = torch.empty_like(weight_N)
-        for part in _chunks(len(places_N), width=flat_LV.shape[1], limit=_chunk_logits(logits)):
-            places = places_N[part]
-            logp_NV, logq_NV = (
-                torch.log_softmax(each[places].to(weight_N.dtype), dim=-1) for each in (teacher_LV, flat_LV)
-            )
-            values_N[part], slope_NV = dense_divergence(logp_NV, logq_NV, loss=loss)
-            if grad_LV is not None:
-                gradient_NV = slope_NV.sub_(logq_NV.exp_().mul_(slope_NV.sum(-1, keepdim=True)))
-                grad_LV[places] = gradient_NV.mul_(weight_N[part, None]).to(grad_LV.dtype)
-        ctx.gradient, ctx.shape = grad_LV, logits.shape
-        ctx.mark_non_differentiable(values_N)
-        return (weight_N * values_N).sum(), values_N
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradient, ctx.gradient = ctx.gradient, None
-        return None if gradient is None else _scaled(gradient, outer[0]).view(ctx.shape), None, None, None, None
+        return None if gradient is None else _scaled(gradient, outer[0]).view(ctx.shape), None, None, None
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -242,17 +227,23 @@ def _flattened(
     targets: SparseTargets, weight_B: Tensor, like_BLX: Tensor, *, vocab_size: int | None = None
 ) -> tuple[Partition, Tensor, Tensor]:
     """The supervised positions one after the other: teacher, place in the flattened [B * L], weight."""
-    dtype = torch.promote_types(like_BLX.dtype, torch.float32)
     mask_BT = targets.mask_BT
-    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    places_N, weight_N = _places(mask_BT, weight_B, like_BLX)
     teacher = partition(
         targets.topk_ids_BTK[mask_BT],
         targets.topk_logprobs_BTK[mask_BT],
         targets.tail_logprob_BT[mask_BT],
         vocab_size=vocab_size or like_BLX.shape[-1],
-        dtype=dtype,
+        dtype=weight_N.dtype,
     )
-    return teacher, row_N * like_BLX.shape[1] + column_N, weight_B.to(dtype)[row_N]
+    return teacher, places_N, weight_N
+
+
+def _places(mask_BT: Tensor, weight_B: Tensor, like_BLX: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every supervised position its place in the flattened [B * L], and its row's weight as the type to sum in."""
+    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    dtype = torch.promote_types(like_BLX.dtype, torch.float32)
+    return row_N * like_BLX.shape[1] + column_N, weight_B.to(dtype)[row_N]
 
 
 def _unflattened(values_N: Tensor, mask_BT: Tensor) -> Tensor:
@@ -262,10 +253,6 @@ def _unflattened(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 def _chunks(count: int, *, width: int, limit: int) -> Iterator[slice]:
     rows = max(1, limit // width)
     return (slice(start, start + rows) for start in range(0, count, rows))
-
-
-def _chunk_logits(logits: Tensor) -> int:
-    return _CHUNK_LOGITS["cpu" if logits.device.type == "cpu" else "cuda"]
 
 
 def _rows(teacher: Partition, part: slice) -> Partition:

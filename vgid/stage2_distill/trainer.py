@@ -385,8 +385,7 @@ class DistillTrainer(Trainer):
 
     def asked_to_stop(self) -> bool:
         """Whether any process was asked to; all of them get the same answer, so none waits for one that has left."""
-        asked = torch.tensor(int(self._should_stop()), device=self.args.device)
-        return bool(self._over_processes(asked) > 0)
+        return self._in_any_process(self._should_stop())
 
     def observe(self) -> None:
         """Look at the student where it is time to; all processes learn whether it is good enough to end here."""
@@ -400,8 +399,8 @@ class DistillTrainer(Trainer):
             student.eval()
             found = self._watch(student, step)
             student.train()
-        is_enough = self._over_processes(torch.tensor(int(found.is_enough), device=self.args.device)) > 0
-        self.losses[-1] = replace(self.losses[-1], observed=replace(found, is_enough=bool(is_enough)))
+        found = replace(found, is_enough=self._in_any_process(found.is_enough))
+        self.losses[-1] = replace(self.losses[-1], observed=found)
 
     @property
     def has_seen_enough(self) -> bool:
@@ -423,6 +422,9 @@ class DistillTrainer(Trainer):
         total = self.accelerator.reduce(values, "sum")
         assert isinstance(total, Tensor)
         return total
+
+    def _in_any_process(self, flag: bool) -> bool:
+        return bool(self._over_processes(torch.tensor(int(flag), device=self.args.device)) > 0)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated."""
@@ -495,7 +497,7 @@ def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequ
             f"distill.dtype is {settings.dtype}; launch with --mixed_precision no"
         )
     for name in ("fused_head", "online", "watch"):
-        if sharding_asked() and getattr(settings, name):  # both use weights outside of the forward that gathers them
+        if sharding_asked() and getattr(settings, name):  # they use weights outside of the forward that gathers them
             raise DistillError(f"distill.{name} does not work on sharded weights; leave it out or launch without FSDP")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != arguments.world_size and not sharding_asked():
