@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("encodings", "writing", "training_reads", "size", "capture", "teacher", "stream", "loss", "distill", "worlds")
+NAMES = (
+    "encodings",
+    "writing",
+    "training_reads",
+    "size",
+    "capture",
+    "teacher",
+    "stream",
+    "loss",
+    "tail",
+    "distill",
+    "offline_online",
+    "worlds",
+)
 
 
 def main(names: list[str]) -> None:

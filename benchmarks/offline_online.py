@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Train and evaluate what is not there yet, then print each way's difference from online."""
     OUT.mkdir(parents=True, exist_ok=True)
-    recipe, folder = load_recipe("fictitious", overrides=[f"teacher.num_topk={NUM_TOPK}", "evaluate.per_cell=1"])
+    recipe, folder = load_recipe("fictitious", overrides=[f"teacher.num_topk={NUM_TOPK}", "evaluate.per_cell=null"])
     examples = load_examples(recipe.data, folder=folder)
     run_teacher(prepare_teacher(recipe, examples, engine=options.engine), OUT / "cache")
     for seed in options.seeds:  # all ways of a seed before the next, so that a stopped run leaves whole pairs

@@ -179,8 +179,8 @@ def optimizer_of_trainer(name: str) -> Iterator[None]:
 
     plain = trainer._training_arguments
 
-    def arguments(*given: Any) -> Any:
-        made = plain(*given)
+    def arguments(*given: Any, **named: Any) -> Any:
+        made = plain(*given, **named)
         made.optim = OptimizerNames(name)
         return made
 

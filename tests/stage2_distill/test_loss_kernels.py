@@ -34,9 +34,10 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 @pytest.fixture(params=[1, 10**9], ids=["one", "all"], autouse=True)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """One position at a time, and all at once."""
+    """One position and one of the head's weights at a time, and all at once."""
     monkeypatch.setattr(loss_kernels, "_CHUNK_LOGITS", {"cpu": request.param, "cuda": request.param})
     monkeypatch.setattr(loss_kernels, "_FUSED_CHUNK_LOGITS", request.param)
+    monkeypatch.setattr(loss_kernels, "_HEAD_BLOCK", request.param)
     return request.param
 
 

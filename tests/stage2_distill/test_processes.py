@@ -116,6 +116,22 @@ def test_one_of_two_processes_asked_to_stop_stops_both_and_they_continue_to_the_
     assert case.run("stopped", **changes).losses == case.run("whole", **changes).losses
 
 
+@pytest.mark.slow
+def test_two_processes_end_where_the_first_has_seen_enough(case: Case) -> None:
+    """With the fused head, which works on the model inside of what accelerate wraps around it."""
+    changes: dict[str, Any] = {"targets": [SELECTIONS[0], SELECTIONS[2]], "dtype": "float64", "fused_head": True}
+    changes |= {"lr_scheduler": "constant"}
+    short = case.run("short", max_steps=2, **changes)
+
+    ended = case.run_in_two_processes("early", max_steps=5, watch={"every_steps": 2}, **changes)
+
+    assert ended.returncode == 0, ended.stderr
+    early = case.run("early", max_steps=5, watch={"every_steps": 2}, **changes)  # finished, so this reads its result
+    assert early.num_steps == 2
+    assert [loss.loss for loss in early.losses] == pytest.approx([loss.loss for loss in short.losses], rel=1e-9)
+    assert largest_difference(case.weights("short"), case.weights("early")) <= 1e-9
+
+
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What `accelerate launch` makes of `--use_fsdp --fsdp_version 2`."""
 

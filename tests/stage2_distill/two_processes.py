@@ -54,21 +54,30 @@ def run_job(
     sharded: bool,
     **arguments: Any,
 ) -> None:
-    """Only the second process is asked to stop, after so many steps; 0 asks nobody. An error gives the exit code."""
+    """Only the second process is asked to stop, after so many steps; 0 asks nobody. An error gives the exit code.
+
+    With `watch` among the changes, the first look ends the training.
+    """
     os.environ |= environment
     if sharded:
         shard_on_the_cpu()
     from distill_cases import make_settings, optimizer_of_trainer
 
     from vgid.errors import VgidError
-    from vgid.stage2_distill.trainer import distill
+    from vgid.stage2_distill.trainer import Observation, distill
 
     steps = list[int]()
+
+    def watch(model: Any, step: int) -> Observation:
+        assert rank == 0, "the first process looks, the others wait"
+        return Observation(metrics=[], is_enough=True)
+
     try:
         with optimizer_of_trainer(optimizer):
             distill(
                 settings=make_settings(**changes),
                 progress=lambda loss, num_steps: steps.append(loss.step),
+                watch=watch,
                 should_stop=lambda: rank == 1 and 0 < stop_after <= len(steps),
                 **arguments,
             )

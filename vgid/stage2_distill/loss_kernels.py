@@ -31,6 +31,8 @@ _CHUNK_LOGITS = {"cpu": 2**19, "cuda": 6 * 2**20}
 """Logits worked on at once. A CPU wants them in its cache; a GPU wants few and large steps."""
 _FUSED_CHUNK_LOGITS = 2**24
 """For the fused form, whose matrix products want many rows: 64 MiB in float32."""
+_HEAD_BLOCK = 2**24
+"""Weights of the output layer multiplied at once: on a CPU a product in bfloat16 copies them (32 MiB)."""
 
 
 class LossAndValues(NamedTuple):
@@ -172,15 +174,23 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_VD = torch.zeros_like(head_VD, dtype=weight_N.dtype) if wants_head else None
         grad_V = torch.zeros_like(bias_V, dtype=weight_N.dtype) if bias_V is not None and wants_bias else None
         values_N = torch.empty_like(weight_N)
+        blocks = list(_chunks(len(head_VD), width=head_VD.shape[1], limit=_HEAD_BLOCK))
         for part in _chunks(len(places_N), width=head_VD.shape[0], limit=_FUSED_CHUNK_LOGITS):
             hidden_ND = flat_LD[places_N[part]]
-            z_NV = torch.nn.functional.linear(hidden_ND, head_VD, bias_V).to(weight_N.dtype)
+            z_NV = torch.empty(len(hidden_ND), len(head_VD), dtype=weight_N.dtype, device=head_VD.device)
+            for block in blocks:
+                bias = None if bias_V is None else bias_V[block]
+                z_NV[:, block] = torch.nn.functional.linear(hidden_ND, head_VD[block], bias)
             values_N[part] = _value_and_gradient(z_NV, _rows(teacher, part), weight_N[part], loss)
-            narrow_NV = z_NV.to(head_VD.dtype)
+            pulled_ND = torch.zeros_like(hidden_ND, dtype=weight_N.dtype)
+            for block in blocks:
+                narrow = z_NV[:, block].to(head_VD.dtype)
+                if grad_LD is not None:
+                    pulled_ND += narrow @ head_VD[block]
+                if grad_VD is not None:
+                    grad_VD[block] += narrow.T @ hidden_ND
             if grad_LD is not None:
-                grad_LD[places_N[part]] = narrow_NV @ head_VD
-            if grad_VD is not None:
-                grad_VD += narrow_NV.T @ hidden_ND
+                grad_LD[places_N[part]] = pulled_ND.to(grad_LD.dtype)
             if grad_V is not None:
                 grad_V += z_NV.sum(0)
         ctx.gradients = grad_LD, grad_VD, grad_V
