@@ -16,7 +16,8 @@ from distill_cases import SELECTIONS, Oracle, make_examples, make_settings, opti
 from safetensors.torch import load_file
 
 from vgid.errors import DistillError
-from vgid.stage2_distill.trainer import DistillResult, distill
+from vgid.stage2_distill.records import DistillResult
+from vgid.stage2_distill.trainer import distill
 
 PROVENANCE = {"manifest_sha256": "0123"}
 NUM_STEPS = 20

@@ -24,9 +24,10 @@ from vgid.data.examples import Example
 from vgid.data.images import open_image
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import TeacherPrompt, TrainItem, build_items, collate
+from vgid.stage2_distill.records import DistillResult, Observation, StepLoss
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import LossSettings
-from vgid.stage2_distill.trainer import DistillResult, Observation, StepLoss, distill
+from vgid.stage2_distill.trainer import distill
 
 PROVENANCE = {"manifest_sha256": "0123"}
 

@@ -64,7 +64,8 @@ def run_job(
     from distill_cases import make_settings, optimizer_of_trainer
 
     from vgid.errors import VgidError
-    from vgid.stage2_distill.trainer import Observation, distill
+    from vgid.stage2_distill.records import Observation
+    from vgid.stage2_distill.trainer import distill
 
     steps = list[int]()
 

@@ -22,10 +22,10 @@ from vgid.pipeline.signals import stop_signal
 from vgid.pipeline.watch import watcher
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
+from vgid.stage2_distill.records import DistillResult, StepLoss
 
 if TYPE_CHECKING:
     from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
-    from vgid.stage2_distill.trainer import DistillResult, StepLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vgid.data.examples import Example
 from vgid.errors import ConfigError
@@ -12,11 +12,8 @@ from vgid.pipeline.evaluate import SCORES, ask, select_examples, summarise
 from vgid.pipeline.metrics import DIMENSIONS, LEVELS, score_answer
 from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.report import find_value
+from vgid.stage2_distill.records import Observation
 from vgid.stage2_distill.settings import Condition, WatchSettings
-
-if TYPE_CHECKING:
-    from vgid.stage2_distill.trainer import Observation
-
 
 _TOLD = ("rouge_l_f1", "leak", "accuracy", "prefill_leak")
 
@@ -36,7 +33,6 @@ def watcher(
         ConfigError: a condition is of something that is not asked or not measured.
     """
     from vgid.stage1_teacher.engines.transformers import TransformersTeacher
-    from vgid.stage2_distill.trainer import Observation
 
     settings = recipe.evaluate.model_copy(update={"per_cell": watch.per_cell})
     chosen = select_examples(examples, settings=settings)

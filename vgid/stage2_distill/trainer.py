@@ -44,76 +44,11 @@ from vgid.stage2_distill.export import check_saveable, save_student
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
 from vgid.stage2_distill.loss_kernels import LossAndValues, SparseTargets, dense_loss, fused_head_loss, logits_loss
 from vgid.stage2_distill.losses import role_counts, role_sums
+from vgid.stage2_distill.records import DistillResult, Observation, Progress, StepLoss, Watch
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
 from vgid.stage2_distill.sharding import check_sharded, set_up_sharding, sharding_asked, whole_model
 from vgid.stage2_distill.student import check_plain_head, load_base, load_student, vocabulary_size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What an evaluation during the training found."""
-
-    metrics: list[dict[str, Any]]
-    """Rows of a results file."""
-    is_enough: bool
-    """Whether the training may end here."""
-
-
-Watch = Callable[[Any, int], Observation]
-"""Looks at a student after a step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLoss:
-    """Losses of one optimizer step, before its update."""
-
-    step: int
-    """1-based."""
-    loss: float
-    """What was minimised: alpha * forget + beta * retain."""
-    forget: float
-    """Weighted KL per response token of the step's forget rows, nats."""
-    retain: float | None
-    """The same for the retain rows; None where the step has none."""
-    forget_tokens: int
-    retain_tokens: int
-    observed: Observation | None = None
-    """What was found when the student was looked at after the update."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> StepLoss:
-        """Read back what `dataclasses.asdict` gave."""
-        plain = {name: value for name, value in content.items() if name != "observed"}
-        observed = content.get("observed")
-        return cls(**plain, observed=Observation(**observed) if observed else None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillResult:
-    """What a training did."""
-
-    num_steps: int
-    """That were made; fewer than planned where `watch` ended the training."""
-    num_rows: dict[str, int]
-    """Distinct cached rows by role that could train."""
-    num_tokens: dict[str, int]
-    """Response tokens by role that were trained on, repetitions counted."""
-    num_truncated: int
-    """Selected rows left out because their answer was cut at the token limit."""
-    losses: list[StepLoss]
-    seconds: float
-    """Wall time of the training loop, since the last resume."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> DistillResult:
-        """Read back what `dataclasses.asdict` gave."""
-        losses = [StepLoss.from_json(loss) for loss in content["losses"]]
-        return cls(**{name: value for name, value in content.items() if name != "losses"}, losses=losses)
-
-
-Progress = Callable[[StepLoss, int], None]
-"""Called after every optimizer step, on every process, with its losses and the number of steps there will be."""
 
 
 def distill(
