@@ -7,15 +7,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer.main
 import yaml
 from doc_pages import ROOT, blocks, commands, run
 from small_pass import write_pass
 from sound_targets import sound_target, write_sound
 
 from vgid.data.fictitious import shipped_base, shipped_world
+from vgid.pipeline.cli import app
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 HUB_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
@@ -43,6 +46,23 @@ def test_the_command_reference_is_what_the_app_says():
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_has_the_options_it_names(page):
+    """What `make test` can afford of every page; that they run is shown page by page, in part by the slow tests."""
+
+    def parse(command: Any, arguments: list[str]) -> None:
+        context = command.make_context(command.name, list(arguments))
+        if hasattr(command, "commands"):
+            _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            parse(inner, rest)
+
+    root = typer.main.get_command(app)
+    with pytest.raises(Exception, match="No such option"):
+        parse(root, ["cache", "status", "cache", "--no-such-option"])
+    for arguments in commands(page):
+        parse(root, arguments)
 
 
 def own_data(folder: Path) -> None:
@@ -83,7 +103,7 @@ def own_recipe(folder: Path, page: Path, name: str) -> None:
     (folder / name).write_text(yaml.safe_dump(recipe))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/guide.md", marks=pytest.mark.slow)])
 def test_the_commands_of_a_page_run_in_order_on_a_users_own_table(page, tmp_path):
     own_data(tmp_path)
     own_recipe(tmp_path, ROOT / page, "my-recipe.yaml")
@@ -117,6 +137,7 @@ def test_the_commands_of_the_page_on_erasing_run_in_order(tmp_path, monkeypatch)
     assert shown.split()[-1] == first[0]["mark"]
 
 
+@pytest.mark.slow
 def test_the_shards_of_the_page_on_many_machines_make_one_cache_and_its_job_script_is_sound(tmp_path):
     write_pass(tmp_path, photos=4, questions=2).rename(tmp_path / "my-recipe.yaml")
     for arguments in commands(ROOT / "docs/many-machines.md"):

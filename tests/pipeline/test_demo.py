@@ -84,6 +84,7 @@ def test_the_student_answers_alike_in_transformers_and_vllm(demo):
     assert load_processor(out / "student").image_processor is not None
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_teacher_and_student_done(demo):
     out, _ = demo
     weights = (out / "student" / "model.safetensors").stat().st_mtime_ns

@@ -187,6 +187,9 @@ def _stop_after(process: subprocess.Popen[bytes], cache: Path, *, rows: int, wit
     return process.wait()
 
 
+NUM_KILLS = 10
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict[str, Target]:
     cache = tmp_path_factory.mktemp("whole") / "cache"
@@ -194,13 +197,14 @@ def uninterrupted(tmp_path_factory) -> dict[str, Target]:
     return rows_of(cache)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(uninterrupted, tmp_path, kills):
+@pytest.mark.slow  # tests/cache/test_kills.py is the same with a recorded engine
+@pytest.mark.timeout(1800)
+def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(uninterrupted, tmp_path):
     cache, killed_at, codes = tmp_path / "cache", [], []
-    for wanted in sorted(np.random.default_rng().integers(1, 300, size=kills)):
+    for wanted in sorted(np.random.default_rng().integers(1, 300, size=NUM_KILLS)):
         codes.append(_stop_after(_start(cache), cache, rows=int(wanted), with_signal=signal.SIGKILL))
         killed_at.append(_rows_so_far(cache))
-    assert codes.count(-signal.SIGKILL) > kills / 2, f"most ended by themselves; rows then: {killed_at}"
+    assert codes.count(-signal.SIGKILL) > NUM_KILLS / 2, f"most ended by themselves; rows then: {killed_at}"
     assert _start(cache).wait() == 0, f"killed after {killed_at} rows"
     assert_same_rows(rows_of(cache), uninterrupted)
 

@@ -39,11 +39,13 @@ def _measure(model: Path) -> list[Skill]:
     return measure_skills(answer, load_world(shipped_world()), instructions=instructions, per_split=PEOPLE_PER_SPLIT)
 
 
+@pytest.mark.slow  # the demo asks both models as well
 def test_the_base_meets_every_bar_on_one_checkpoint() -> None:
     missed = [verdict for verdict in judge_skills(_measure(shipped_base())) if not verdict.met]
     assert not missed, missed
 
 
+@pytest.mark.slow
 def test_the_retrained_model_knows_the_others_and_not_the_forget_people() -> None:
     rows = _measure(shipped_retrained())
     missed = [verdict for verdict in judge_skills(rows, splits=("retain", "outsiders")) if not verdict.met]
