@@ -42,7 +42,7 @@ def main() -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("tiny", "small", "2b", "7b"), default="small")
+    parser.add_argument("--size", choices=("tiny", "small", "0.5b", "2b", "7b"), default="small")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=8)

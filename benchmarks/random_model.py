@@ -12,15 +12,17 @@ from typing import Any, Literal
 from vgid.data.chat import load_processor
 from vgid.data.fictitious import shipped_base
 
-Size = Literal["tiny", "small", "2b", "7b"]
+Size = Literal["tiny", "small", "0.5b", "2b", "7b"]
 
-# "small" is what a CPU trains in reasonable time; the last two have the geometry of Qwen2-VL-2B and -7B (their
-# config.json on the Hub).
+# "small" is what a CPU trains in reasonable time; "0.5b" has the language model of Qwen2-0.5B and a small vision tower,
+# the last two the geometry of Qwen2-VL-2B and -7B (their config.json on the Hub).
 _TEXT: dict[Size, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
     | {"num_key_value_heads": 2, "vocab_size": 1536, "rope": [4, 6, 6]},
     "small": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
     | {"num_key_value_heads": 4, "vocab_size": 16_384, "rope": [8, 12, 12]},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    | {"num_key_value_heads": 2, "vocab_size": 151936, "rope": [8, 12, 12]},
     "2b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
     | {"num_key_value_heads": 2, "vocab_size": 151936, "rope": [16, 24, 24]},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
@@ -29,6 +31,7 @@ _TEXT: dict[Size, dict[str, Any]] = {
 _VISION: dict[Size, dict[str, Any]] = {
     "tiny": {"depth": 2, "embed_dim": 96, "num_heads": 3},
     "small": {"depth": 2, "embed_dim": 96, "num_heads": 3},
+    "0.5b": {"depth": 2, "embed_dim": 96, "num_heads": 3},
     "2b": {"depth": 32, "embed_dim": 1280, "num_heads": 16},
     "7b": {"depth": 32, "embed_dim": 1280, "num_heads": 16},
 }

@@ -133,7 +133,17 @@ def test_flags_are_frozen():
             ]
         ),
         "distill": sorted(
-            ["recipe", "--cache", "--out", "--allow-partial", "--scratch", "--report-to", "--set", "--json"]
+            [
+                "recipe",
+                "--cache",
+                "--out",
+                "--allow-partial",
+                "--scratch",
+                "--report-to",
+                "--loader-workers",
+                "--set",
+                "--json",
+            ]
         ),
         "merge": sorted(["adapter", "--out", "--base"]),
         "evaluate": sorted(
@@ -150,7 +160,19 @@ def test_flags_are_frozen():
                 "--json",
             ]
         ),
-        "run": sorted(["recipe", "--out", "--engine", "--retrained", "--train-anyway", "--until", "--set", "--json"]),
+        "run": sorted(
+            [
+                "recipe",
+                "--out",
+                "--engine",
+                "--retrained",
+                "--train-anyway",
+                "--until",
+                "--loader-workers",
+                "--set",
+                "--json",
+            ]
+        ),
         "sql": sorted(["cache", "query", "--file", "--format", "--output", "--overwrite", "--timeout", "--memory"]),
         "cache erase": sorted(
             ["cache", "--subject", "--example", "--all", "--allow-absent", "--dry-run", "--yes", "--json"]

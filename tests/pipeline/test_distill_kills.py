@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -223,13 +224,19 @@ def test_a_stop_while_the_model_loads_is_heeded_before_the_first_step(lora: Unin
 
 
 @pytest.mark.slow
-def test_the_command_in_a_process_of_its_own_stops_and_continues_as_well(lora: Uninterrupted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_command_in_processes_of_its_own_stops_and_continues_as_well(
+    lora: Uninterrupted, tmp_path: Path, workers: str
+) -> None:
+    """All of them are told to stop, as a batch system does it."""
     out = tmp_path / "student"
-    command = [sys.executable, "-m", "vgid", *lora.training.arguments(out)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "vgid", *lora.training.arguments(out), "--loader-workers", workers]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for(checkpoints(out))
     time.sleep(lora.seconds / 3)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
     assert_stopped_whole(out, stderr)

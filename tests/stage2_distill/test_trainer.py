@@ -310,6 +310,15 @@ def test_an_interrupted_run_continues_to_the_same_student(method: str, torn: boo
     assert not checkpoints.exists()
 
 
+def test_batches_that_other_processes_make_train_the_same_student(bench: Bench) -> None:
+    changes = {"method": "lora", "lora": {"dropout": 0.1}, "gradient_accumulation_steps": 2}
+    alone = bench.run("alone", changes=changes)
+    helped = bench.run("helped", changes=changes, loader_workers=2)
+    assert helped.losses == alone.losses
+    assert largest_difference(bench.weights("alone"), bench.weights("helped")) == 0
+    assert 0 < alone.seconds_waiting < alone.seconds
+
+
 # --- looking at the student while it learns ---
 
 

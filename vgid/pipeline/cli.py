@@ -24,6 +24,7 @@ from vgid.pipeline.cli_options import (
     CacheArg,
     EngineOption,
     JsonOption,
+    LoaderWorkersOption,
     RecipeArg,
     SetOption,
     parse_engine,
@@ -72,6 +73,7 @@ def run(
     until: Annotated[
         str, typer.Option("--until", help="Last step: data, teacher, gates, distill or evaluate.")
     ] = "evaluate",
+    loader_workers: LoaderWorkersOption = 0,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,6 +92,7 @@ def run(
         retrained=retrained,
         train_anyway=train_anyway,
         until=until,
+        loader_workers=loader_workers,
     )
     if as_json:
         print(json.dumps({"out": str(out), "steps": [asdict(step) for step in steps], "results": results}))
@@ -112,6 +115,7 @@ def distill(
         list[str] | None,
         typer.Option("--report-to", help="Tell a tracker of every step: tensorboard, wandb, trackio, mlflow, …"),
     ] = None,
+    loader_workers: LoaderWorkersOption = 0,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,7 +129,14 @@ def distill(
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
     examples = load_examples(loaded.data, folder=folder)
     result = run_distill(
-        loaded, examples, cache, out, allow_partial=allow_partial, scratch=scratch, trackers=trackers or ()
+        loaded,
+        examples,
+        cache,
+        out,
+        allow_partial=allow_partial,
+        scratch=scratch,
+        trackers=trackers or (),
+        loader_workers=loader_workers,
     )
     print_record(asdict(result), as_json=as_json)
 

@@ -18,6 +18,14 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 CacheArg = Annotated[str, typer.Argument(help="Path or URL of a cache.", metavar="CACHE")]
 EngineOption = Annotated[str, typer.Option("--engine", help="vllm, or transformers (slow, the reference).")]
+LoaderWorkersOption = Annotated[
+    int,
+    typer.Option(
+        "--loader-workers",
+        min=0,
+        help="Processes that make the next batches while a step is computed; 0 makes them in between.",
+    ),
+]
 
 
 def parse_engine(name: str) -> Any:

@@ -21,7 +21,7 @@ from vgid.pipeline.console import say, table
 from vgid.pipeline.recipe import load_examples, load_recipe
 from vgid.pipeline.report import summary_table
 from vgid.pipeline.results import write_results
-from vgid.pipeline.run import teach, teacher_line, timed, whole_results
+from vgid.pipeline.run import student_line, teach, teacher_line, timed, whole_results
 
 QUERY = """SELECT view, modality, response_text, count(*) AS targets,
   round(avg(list_avg(token_logprob)), 3) AS mean_logprob
@@ -69,8 +69,7 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
     say("\n[4/6] Stage two: the student, on clean images and plain questions, learns the cached distributions")
     with timed(timings, "distill"):
         student = apart(distill.run_distill, recipe, examples, out / "cache", out / "student")
-    tokens = sum(student.num_tokens.values())
-    print(f"student: {student.num_steps} steps on {tokens:,} response tokens in {student.seconds:.0f} s")
+    print(f"student: {student_line(student)}")
 
     say("\n[5/6] Before and after, beside a model that never saw the forget set")
     names = ("base", "student", "retrained")

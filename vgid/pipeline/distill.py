@@ -50,6 +50,7 @@ def run_distill(
     allow_partial: bool = False,
     scratch: Path | None = None,
     trackers: Sequence[str] = (),
+    loader_workers: int = 0,
     unmet_gates: Sequence[str] = (),
 ) -> DistillResult:
     """Distil the student on a cache.
@@ -62,6 +63,7 @@ def run_distill(
         allow_partial: Train although rows of the recipe's plan are missing.
         scratch: Where the cache's decoded copy is kept; None for beside it.
         trackers: That are told of every step (`tensorboard`, `wandb`, …).
+        loader_workers: Processes that make the next batches while a step is computed.
         unmet_gates: Of the teacher, where it is trained on all the same; the student's lineage names them.
 
     Raises:
@@ -98,6 +100,7 @@ def run_distill(
                 progress=_LossCurves(report),
                 watch=watch,
                 trackers=trackers,
+                loader_workers=loader_workers,
                 should_stop=should_stop,
             )
 

@@ -28,6 +28,7 @@ from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.generate import GenerateResult
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.options import EngineName
+from vgid.stage2_distill.records import DistillResult
 
 STEPS = ("data", "teacher", "gates", "distill", "evaluate")
 
@@ -45,6 +46,7 @@ class Order:
     engine: EngineName
     retrained: str | None = None
     train_anyway: bool = False
+    loader_workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ def run_recipe(
     retrained: str | None = None,
     train_anyway: bool = False,
     until: str = STEPS[-1],
+    loader_workers: int = 0,
 ) -> tuple[list[Step], dict[str, Any] | None]:
     """Run a recipe; see the module docstring.
 
@@ -78,6 +81,7 @@ def run_recipe(
         retrained: A model that never saw the forget set, to evaluate as well.
         train_anyway: Train although gates are not met; the student's lineage and the results name them.
         until: The last step.
+        loader_workers: Processes that make batches while the student is trained.
 
     Returns:
         The steps, and the results if they were asked for.
@@ -112,6 +116,7 @@ def run_recipe(
         engine=engine,
         retrained=retrained,
         train_anyway=train_anyway,
+        loader_workers=loader_workers,
     )
     steps: list[Step] = []
     with stop_signal("the step in progress comes to a good end first") as should_stop:
@@ -205,10 +210,26 @@ def _train(order: Order, examples: Sequence[Example], cache: Path, student: Path
         if (done := distill.trained(recipe, rows, student)) is not None:
             note = f"{done['num_steps']:,} steps were trained on these {len(rows.targets):,} rows with these settings"
             return Step(name="distill", is_new=False, note=f"{note} already; nothing to do")
-    result = apart(distill.run_distill, recipe, examples, cache, student, unmet_gates=unmet)
+    result = apart(
+        distill.run_distill,
+        recipe,
+        examples,
+        cache,
+        student,
+        unmet_gates=unmet,
+        loader_workers=order.loader_workers,
+    )
+    return Step(name="distill", is_new=True, note=student_line(result))
+
+
+def student_line(result: DistillResult) -> str:
+    """What a training did, for people."""
     tokens = sum(result.num_tokens.values())
-    note = f"{result.num_steps:,} steps on {tokens:,} response tokens in {result.seconds:.0f} s"
-    return Step(name="distill", is_new=True, note=note)
+    waited = result.seconds_waiting / max(result.seconds, 1e-9)
+    return (
+        f"{result.num_steps:,} steps on {tokens:,} response tokens in {result.seconds:.0f} s"
+        f", {waited:.0%} of it spent on making batches"
+    )
 
 
 def _evaluate(

@@ -61,6 +61,8 @@ class DistillResult:
     losses: list[StepLoss]
     seconds: float
     """Wall time of the training loop, since the last resume."""
+    seconds_waiting: float = 0.0
+    """The part of it in which steps waited for pictures, prompts and targets to be made into tensors."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> DistillResult:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -64,6 +65,7 @@ def distill(
     progress: Progress = lambda loss, num_steps: None,
     watch: Watch | None = None,
     trackers: Sequence[str] = (),
+    loader_workers: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> DistillResult:
     """Train a student on cached targets and save it to `out`.
@@ -83,6 +85,7 @@ def distill(
         progress: Called after every step.
         watch: Looks at the student every `settings.watch.every_steps` steps; needed, and used, only with that.
         trackers: That are told of every step, by the names transformers has for them (`tensorboard`, `wandb`, …).
+        loader_workers: Processes that make the next batches while a step is computed; 0 makes them in between.
         should_stop: Asked when the model is loaded and after every step but the last, which leaves nothing but saving.
 
     Raises:
@@ -98,7 +101,7 @@ def distill(
         return DistillResult.from_json(finished["result"])
     processor = processor if processor is not None else load_processor(student)
     selected = build_items(examples, targets, settings.targets)
-    arguments = _training_arguments(settings, work, trackers=trackers)
+    arguments = _training_arguments(settings, work, trackers=trackers, loader_workers=loader_workers)
     # Random state is kept by process, and sharded weights in another form: a checkpoint fits its own launch alone.
     launch = {"processes": arguments.world_size, "fsdp": sharding_asked()}
     checkpoint = newest_checkpoint(work, identity={**identity, "launch": launch})
@@ -140,6 +143,7 @@ def distill(
         num_truncated=selected.num_truncated,
         losses=losses,
         seconds=time.monotonic() - started,
+        seconds_waiting=trainer.seconds_waiting,
     )
     trained = whole_model(model, trainer.accelerator, load=lambda: load_student(str(student), settings=settings))
     if arguments.process_index == 0:
@@ -240,17 +244,26 @@ class DistillTrainer(Trainer):
         super().__init__(**kwargs)
         self._should_stop = should_stop
         self.losses: list[StepLoss] = []
+        self.seconds_waiting = 0.0
         self._settings, self._loop, self._watch = settings, loop, watch
         if loop is not None and loop.base is not None:
             loop.base.to(self.args.device)
         self._coefficients = torch.tensor([settings.alpha, settings.beta], dtype=torch.float64)
         self._counts = self._sums = torch.zeros(2)
 
+    def get_train_dataloader(self) -> Any:
+        """Trainer's; its processes outlive a signal to the whole job, for the step in progress still needs them."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = _leave_signals_to_the_parent
+        return loader
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """Draw the micro-batches of one optimizer step and count its response tokens: int64 [2], forget and retain."""
+        started = time.monotonic()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.seconds_waiting += time.monotonic() - started
         counts = torch.zeros(2, dtype=torch.int64, device=device)
         for batch in batches:
             counts += role_counts(batch["mask_BT"], forget_B=batch["forget_B"]).to(device)
@@ -399,7 +412,14 @@ class _EachStep(TrainerCallback):
         self._trainer.accelerator.wait_for_everyone()  # the first process to leave may take the others with it
 
 
-def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequence[str] = ()) -> TrainingArguments:
+def _leave_signals_to_the_parent(worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _training_arguments(
+    settings: DistillSettings, work: Path, *, trackers: Sequence[str], loader_workers: int
+) -> TrainingArguments:
     if unknown := set(trackers) - set(INTEGRATION_TO_CALLBACK):
         known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
         raise DistillError(f"tracker {min(unknown)!r} is unknown; choose from {known}")
@@ -418,6 +438,7 @@ def _training_arguments(settings: DistillSettings, work: Path, *, trackers: Sequ
         optim="adamw_torch",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
+        dataloader_num_workers=loader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_strategy="no",
         save_strategy="steps" if settings.save_steps else "no",
