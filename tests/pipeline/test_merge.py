@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from distill_cases import Oracle, make_examples, make_settings
 from safetensors.torch import load_file
@@ -16,7 +17,10 @@ from vgid.stage2_distill.lineage import FILE
 from vgid.stage2_distill.trainer import distill
 
 
-def test_a_trained_adapter_merged_by_the_command_is_the_student_that_training_saves_merged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trained_adapter_merged_by_the_command_is_the_student_that_training_saves_merged(
+    tmp_path: Path, dtype: str
+) -> None:
     base, examples = build_tiny_qwen2_vl(tmp_path / "base"), make_examples(forget=4, retain=4)
     targets = Oracle(build_tiny_qwen2_vl(tmp_path / "teacher", seed=1)).targets(examples)
     for name in ("adapter", "merged"):
@@ -24,7 +28,7 @@ def test_a_trained_adapter_merged_by_the_command_is_the_student_that_training_sa
             student=base,
             examples=examples,
             targets=targets,
-            settings=make_settings(method="lora", export=name),
+            settings=make_settings(method="lora", export=name, dtype=dtype),
             out=tmp_path / name,
             provenance={"base": str(base), "revision": ""},
         )

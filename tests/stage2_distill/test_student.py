@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from vgid.stage2_distill.student import (
     load_student,
     merged,
     projector_names,
+    randomly_rounded,
     silence_dropout,
     vision_tower_name,
     vocabulary_size,
@@ -102,9 +104,43 @@ def test_merging_keeps_the_output(qwen: Oracle, examples: dict[str, Example]) ->
     example = next(iter(examples.values()))
     before = qwen.logits(example, [11, 12, 13], model=model)
     assert (before - qwen.logits(example, [11, 12, 13])).abs().max() > 0.1
-    plain = merged(model)
+    plain = merged(model, seed=0)
     assert not any("lora" in name for name, _ in plain.named_parameters())
     torch.testing.assert_close(qwen.logits(example, [11, 12, 13], model=plain), before, rtol=0, atol=1e-5)
+
+
+def test_merging_into_bfloat16_keeps_updates_smaller_than_its_steps(qwen: Oracle) -> None:
+    """Of these, rounding to the nearest keeps a third: nine of ten weights would stay where they were."""
+    model = load_student(str(qwen.path), settings=make_settings(method="lora", dtype="bfloat16"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=2e-4)
+    again, layer = copy.deepcopy(model), model.base_model.model.model.language_model.layers[0].mlp.down_proj
+    before, update = layer.weight.detach().float(), layer.get_delta_weight("default").detach()
+
+    plain = merged(model, seed=0)
+
+    def kept(weight: torch.Tensor) -> float:
+        """What of the update is there, as a projection on it."""
+        return float(((weight.detach().float() - before) * update).sum() / update.square().sum())
+
+    assert kept((before + update).bfloat16()) < 0.5, "these updates are not small"
+    assert 0.9 < kept(plain.model.language_model.layers[0].mlp.down_proj.weight) < 1.1
+    assert all(map(torch.equal, plain.parameters(), merged(again, seed=0).parameters()))
+
+
+def test_random_rounding_takes_a_neighbour_and_is_right_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    on_grid = torch.randn(1000, generator=generator).bfloat16().float()
+    assert torch.equal(randomly_rounded(on_grid, generator=generator), on_grid)
+    exact = torch.randn(100, generator=generator).repeat(10_000, 1)
+    rounded = randomly_rounded(exact, generator=generator)
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    step = 2.0 ** (exact.abs().log2().floor() - 7)
+    assert ((rounded - exact).abs() < step).all()
+    # The mean of 10,000 draws of at most one step apart has a standard error of at most step / 200.
+    assert ((rounded.mean(0) - exact[0]).abs() < step[0] / 40).all()
 
 
 def test_vocabulary_is_the_width_of_the_logits(qwen: Oracle) -> None:

@@ -51,7 +51,7 @@ def save_student(
         DistillError: a weight is not finite.
     """
     base = identity["provenance"].get("base") or base
-    model = merged(model) if export == "merged" else model
+    model = merged(model, seed=identity["settings"]["seed"]) if export == "merged" else model
     _check_finite(model)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)

@@ -10,10 +10,11 @@ q_proj, k_proj and v_proj like Llama's, and Qwen2.5-VL's tower has gate_proj, up
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vgid.errors import DistillError
 from vgid.stage2_distill.batches import bypassed
@@ -159,9 +160,41 @@ def silence_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def merged(model: Any) -> Any:
-    """The model with its adapters, if any, added into the weights."""
-    return model.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model
+def merged(model: Any, *, seed: int) -> Any:
+    """The model with its adapters, if any, added into the weights: on the CPU, so that it is the same wherever it runs.
+
+    A base in bfloat16 stands on that type's grid, and most updates of a short training are smaller than half a step:
+    rounding to the nearest would throw them away, everywhere alike. So weights are rounded up or down at random, in
+    proportion, which keeps the update on average; the noise this leaves is that of rounding a model to bfloat16 once.
+
+    Args:
+        model: A `PeftModel`, changed in place, or any other, given back as it is.
+        seed: Keys that randomness, with each weight's name.
+    """
+    if not hasattr(model, "unload"):
+        return model
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        weight_OI = layer.get_base_layer().weight.data
+        wide = torch.promote_types(weight_OI.dtype, torch.float32)
+        up_OR, down_RI = (getattr(layer, part)["default"].weight.data.to("cpu", wide) for part in ("lora_B", "lora_A"))
+        exact_OI = weight_OI.to("cpu", wide) + (up_OR @ down_RI) * layer.scaling["default"]
+        if weight_OI.dtype == torch.bfloat16:
+            key = int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:7])
+            exact_OI = randomly_rounded(exact_OI, generator=torch.Generator().manual_seed(key))
+        weight_OI.copy_(exact_OI)
+    return model.unload()
+
+
+def randomly_rounded(exact: Tensor, *, generator: torch.Generator) -> Tensor:
+    """float32 values on one of the two neighbours of bfloat16's grid, each as likely as the value is near it.
+
+    What is on the grid stays. bfloat16 is the upper half of a float32, so a carry out of the lower half is the step up
+    (in size: the sign stands apart).
+    """
+    lower = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, generator=generator)
+    return (exact.view(torch.int32) + lower).bitwise_and_(-(2**16)).view(torch.float32)
 
 
 def _with_adapters(model: Any, lora: LoraSettings, *, anatomy: Anatomy, learning: frozenset[Part], seed: int) -> Any:
