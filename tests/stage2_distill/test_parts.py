@@ -17,7 +17,7 @@ from tiny_models import TINY_MODELS
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from vgid.stage2_distill.student import load_student, projector_names, vision_tower_name
+from vgid.stage2_distill.student import language_layers, load_student, projector_names, vision_tower_name
 from vgid.stage2_distill.trainer import distill
 
 
@@ -110,6 +110,14 @@ def test_tower_and_projector_are_found(name: str, oracle: Callable[[str, int], O
     model = oracle(name, 0).model
     assert vision_tower_name(model) == ARCHITECTURES[name].tower
     assert projector_names(model) == ARCHITECTURES[name].projector
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layers_of_the_language_model_alone_are_spread_over_gpus(
+    name: str, oracle: Callable[[str, int], Oracle]
+) -> None:
+    model = oracle(name, 0).model
+    assert language_layers(model) == [type(model.model.language_model.layers[0]).__name__]
 
 
 @pytest.mark.parametrize("also", ["nothing", "projector", "vision"])

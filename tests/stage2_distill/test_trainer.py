@@ -22,7 +22,7 @@ from vgid.cache.schema import Target
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.data.images import open_image
-from vgid.errors import DistillError
+from vgid.errors import DistillError, Stopped
 from vgid.stage2_distill.batches import TeacherPrompt, TrainItem, build_items, collate
 from vgid.stage2_distill.records import DistillResult, Observation, StepLoss
 from vgid.stage2_distill.schedule import Schedule
@@ -366,6 +366,33 @@ def test_a_kill_after_the_last_look_does_not_train_on(
     assert largest_difference(bench.weights("whole"), bench.weights("resumed")) == 0
 
 
+def test_a_look_that_is_interrupted_is_taken_after_the_resume(bench: Bench) -> None:
+    changes = {"max_steps": 4, "method": "lora", "lora": {"dropout": 0.1}, "watch": {"every_steps": 2}}
+    looked: list[int] = []
+
+    def at_two(model: Any, step: int) -> Observation:
+        looked.append(step)
+        return Observation(metrics=rows_of(float(model.get_output_embeddings().weight.sum())), is_enough=step == 2)
+
+    def interrupted(model: Any, step: int) -> Observation:
+        raise Stopped("asked to")
+
+    whole = bench.run("whole", changes=changes, watch=at_two)
+    told: list[int] = []
+    with pytest.raises(Stopped, match="stopped after 2 of 4 steps"):
+        bench.run(
+            "resumed",
+            changes=changes,
+            watch=interrupted,
+            progress=lambda loss, num_steps: told.append(loss.step),
+            should_stop=lambda: told == [1, 2],
+        )
+    resumed = bench.run("resumed", changes=changes, watch=at_two)
+    assert looked == [2, 2]
+    assert resumed.losses == whole.losses and resumed.num_steps == 2
+    assert largest_difference(bench.weights("whole"), bench.weights("resumed")) == 0
+
+
 def interrupt(*arguments: Any, **named: Any) -> None:
     raise KeyboardInterrupt
 
@@ -417,6 +444,46 @@ def test_a_tracker_that_is_not_there_is_refused_before_training(tracker: str, me
     with pytest.raises(DistillError, match=message):
         bench.run("out", trackers=[tracker])
     assert not (bench.directory / "out").exists()
+
+
+def test_a_row_that_another_process_cannot_prepare_is_one_line(bench: Bench) -> None:
+    torn = [replace(row, tail_logprob=row.tail_logprob + 1) for row in bench.targets]
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(DistillError, match="probabilities sum to") as caught:
+            bench.run("out", targets=torn, loader_workers=workers)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "\n" not in messages[0]
+
+
+def test_a_full_gpu_is_one_line_that_says_what_saves_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …")
+
+    monkeypatch.setattr("vgid.stage2_distill.trainer.logits_loss", full)
+    with pytest.raises(DistillError, match=r"memory is full \(CUDA out of memory\); .*\(now 1, so 8 rows at once\)"):
+        bench.run("out")
+    assert list(bench.directory.iterdir()) == []
+
+
+def test_how_often_a_checkpoint_is_written_does_not_make_another_run(bench: Bench) -> None:
+    assert bench.run("out") == bench.run("out", changes={"save_steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "message"),
+    [
+        ({"gradient_checkpointing": True}, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "are one thing; keep one"),
+        ({"train_vision": True}, {}, "6 of 13 rows have no picture; with FSDP"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_the_model_is_loaded(
+    bench: Bench, changes: dict[str, Any], environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DistillError, match=message):
+        bench.run("out", changes=changes)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(bench: Bench) -> None:

@@ -86,7 +86,7 @@ def run_distill(
                 recipe, examples, rows.cache, rows.targets, image_processor=rows.processor.image_processor
             )
         if recipe.distill.watch is not None:
-            watch = watcher(recipe, recipe.distill.watch, examples, processor=rows.processor)
+            watch = watcher(recipe, recipe.distill.watch, examples, processor=rows.processor, should_stop=should_stop)
         with progress("distill") as report:
             return distill(
                 student=rows.directory,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vgid.data.examples import Example
-from vgid.errors import ConfigError
+from vgid.errors import ConfigError, Stopped
 from vgid.pipeline.console import say
 from vgid.pipeline.evaluate import SCORES, ask, select_examples, summarise
 from vgid.pipeline.metrics import DIMENSIONS, LEVELS, score_answer
@@ -19,7 +19,12 @@ _TOLD = ("rouge_l_f1", "leak", "accuracy", "prefill_leak")
 
 
 def watcher(
-    recipe: Recipe, watch: WatchSettings, examples: Sequence[Example], *, processor: Any
+    recipe: Recipe,
+    watch: WatchSettings,
+    examples: Sequence[Example],
+    *,
+    processor: Any,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Callable[[Any, int], Observation]:
     """A function that asks a model the recipe's questions after a step.
 
@@ -28,6 +33,7 @@ def watcher(
         watch: How many, and what is enough.
         examples: The recipe's data.
         processor: The student's.
+        should_stop: Asked after every answer; the function then raises `Stopped`.
 
     Raises:
         ConfigError: a condition is of something that is not asked or not measured.
@@ -39,9 +45,21 @@ def watcher(
     for condition in watch.stop_when:
         _check(condition, chosen, prefill_splits=settings.prefill_splits)
 
+    def stop_if_asked(done: int, total: int) -> None:
+        if should_stop():
+            raise Stopped(f"stopped after {done:,} of {total:,} answers")
+
     def observe(model: Any, step: int) -> Observation:
-        asked = TransformersTeacher.of_loaded(model, processor, num_topk=1)
-        samples = ask(asked, chosen, tokenizer=processor.tokenizer, model="student", settings=settings)
+        # Beside all that a training keeps in memory, a batch of questions has to be small.
+        asked = TransformersTeacher.of_loaded(model, processor, num_topk=1, batch_size=8)
+        samples = ask(
+            asked,
+            chosen,
+            tokenizer=processor.tokenizer,
+            model="student",
+            settings=settings,
+            on_answer=stop_if_asked,
+        )
         metrics = summarise(samples, model="student", seed=recipe.distill.seed)
         values = [(condition, _value(condition, metrics)) for condition in watch.stop_when]
         is_enough = bool(values) and all(condition.is_met(value) for condition, value in values)

@@ -51,8 +51,8 @@ def save_student(
         DistillError: a weight is not finite.
     """
     base = identity["provenance"].get("base") or base
+    _check_finite(model)  # before the merging, whose rounding works on bits
     model = merged(model, seed=identity["settings"]["seed"]) if export == "merged" else model
-    _check_finite(model)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     if export == "merged":

@@ -30,7 +30,9 @@ def run_identity(student: str, *, settings: DistillSettings, provenance: Mapping
     """
     directory = Path(student)
     base = weights_fingerprint(directory) if directory.is_dir() else student
-    identity = {"student": base, "settings": settings.model_dump(mode="json"), "provenance": dict(provenance)}
+    # How often a checkpoint is written changes no student, and is what one adds after the first kill.
+    asked = settings.model_dump(mode="json", exclude={"save_steps"})
+    identity = {"student": base, "settings": asked, "provenance": dict(provenance)}
     return json.loads(json.dumps(identity))
 
 

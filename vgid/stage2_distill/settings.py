@@ -66,7 +66,8 @@ class LoraSettings(Strict):
     alpha: float = Field(default=16.0, gt=0)
     """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input; 0 is off."""
+    """Dropout on the adapter's input; 0 is off. Every process draws its own, so that with dropout a training in several
+    processes is not the one in a single process."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear layers of the language model that get an adapter, matched by their last component. In the
     vision tower and the projector, if they learn, every linear layer gets one."""
@@ -191,7 +192,8 @@ class DistillSettings(Strict):
     """Gradients are scaled down to this L2 norm; 0 is off."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights and of the arithmetic, and of the saved student. In bfloat16 an update below 1/256 of a
-    weight is rounded away: use it with LoRA, whose adapters stay in float32. float64 is for tests."""
+    weight is rounded away: use it with LoRA, whose adapters stay in float32 and are merged by random rounding, which
+    keeps small updates on average. float64 is for tests."""
     method: Literal["full", "lora"] = "full"
     """Train all weights, or low-rank adapters."""
     lora: LoraSettings | None = Field(default_factory=_default_lora)

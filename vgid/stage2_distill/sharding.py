@@ -9,7 +9,7 @@ the first process gathers them and needs the memory of the host for all weights 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,21 +25,35 @@ def sharding_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def set_up_sharding(accelerator: Accelerator) -> None:
-    """If FSDP was asked for, see that it runs, in version 2, and have it save whole weights.
+def activation_checkpointing_asked() -> bool:
+    """Whether the launcher was told to let FSDP recompute activations."""
+    return os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true"
+
+
+def set_up_sharding(accelerator: Accelerator, *, layers: Sequence[str]) -> None:
+    """If FSDP was asked for, see that it runs, in version 2, by layers of the language model, and saves whole weights.
+
+    accelerate would gather the vision tower layer by layer too, and a process whose rows have no picture never gets
+    there while the others wait for it. So the tower is gathered with what belongs to no layer, by all alike.
+
+    Args:
+        accelerator: What will prepare the model.
+        layers: Class names of the language model's layers.
 
     Raises:
         DistillError: naming what was asked for and what runs.
     """
+    if (runs := accelerator.distributed_type.value) in ("DEEPSPEED", "MEGATRON_LM"):
+        raise DistillError(f"accelerate was launched with {runs}, which vgid does not support; use FSDP2 instead")
     if not sharding_asked():
         return
-    runs = accelerator.distributed_type.value
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)  # there only if accelerate shards
     if not accelerator.is_fsdp2:
         version = f" in version {plugin.fsdp_version}" if plugin else ""
         raise DistillError(f"FSDP2 was asked for, but accelerate's distributed type is {runs}{version}; {_ADVICE}")
     plugin.state_dict_config = plugin.optim_state_dict_config = None  # accelerate would keep those of its default type
     plugin.set_state_dict_type("FULL_STATE_DICT")
+    plugin.transformer_cls_names_to_wrap = list(layers)
 
 
 def check_sharded(model: Any, accelerator: Accelerator) -> None:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vgid.errors import DistillError
@@ -71,6 +72,19 @@ def learning_parts(settings: DistillSettings) -> frozenset[Part]:
     return frozenset(part for part, learns in asked.items() if learns)
 
 
+def language_layers(model: Any) -> list[str]:
+    """Class names of the language model's layers, of which transformers says that they belong on one device."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    anatomy, known = Anatomy(vision=vision_tower_name(base), projector=projector_names(base)), base._no_split_modules
+    return sorted(
+        {
+            type(module).__name__
+            for name, module in base.named_modules()
+            if type(module).__name__ in (known or ()) and anatomy.part_of(name) == "language"
+        }
+    )
+
+
 def vocabulary_size(model: Any) -> int:
     """Width of the logits (it may exceed the tokenizer's length)."""
     return int(model.get_output_embeddings().weight.shape[0])
@@ -88,8 +102,10 @@ def load_base(student: str, *, settings: DistillSettings) -> Any:
         model = AutoModelForImageTextToText.from_pretrained(
             student, dtype=getattr(torch, settings.dtype), use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DistillError(f"student {student!r} does not load: {str(error).splitlines()[0]}") from error
+    if settings.dtype == "float32":  # cuDNN would round the patch embedding's inputs to 10 bits of mantissa
+        torch.backends.cudnn.allow_tf32 = False
     silence_dropout(model)
     return model.requires_grad_(False)
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from vgid.cache.schema import Target
 from vgid.data.chat import load_processor
 from vgid.data.examples import Example
-from vgid.errors import DistillError, Stopped
+from vgid.errors import DistillError, Stopped, VgidError
 from vgid.stage2_distill.batches import (
     Batch,
     TeacherPrompt,
@@ -48,8 +49,14 @@ from vgid.stage2_distill.losses import role_counts, role_sums
 from vgid.stage2_distill.records import DistillResult, Observation, Progress, StepLoss, Watch
 from vgid.stage2_distill.schedule import Schedule
 from vgid.stage2_distill.settings import DistillSettings
-from vgid.stage2_distill.sharding import check_sharded, set_up_sharding, sharding_asked, whole_model
-from vgid.stage2_distill.student import check_plain_head, load_base, load_student, vocabulary_size
+from vgid.stage2_distill.sharding import (
+    activation_checkpointing_asked,
+    check_sharded,
+    set_up_sharding,
+    sharding_asked,
+    whole_model,
+)
+from vgid.stage2_distill.student import check_plain_head, language_layers, load_base, load_student, vocabulary_size
 
 
 def distill(
@@ -102,8 +109,14 @@ def distill(
     processor = processor if processor is not None else load_processor(student)
     selected = build_items(examples, targets, settings.targets)
     arguments = _training_arguments(settings, work, trackers=trackers, loader_workers=loader_workers)
+    if sharding_asked() and (settings.train_vision or settings.train_projector):
+        _check_pictures_everywhere(selected.items)
     # Random state is kept by process, and sharded weights in another form: a checkpoint fits its own launch alone.
-    launch = {"processes": arguments.world_size, "fsdp": sharding_asked()}
+    launch = {
+        "processes": arguments.world_size,
+        "fsdp": sharding_asked(),
+        "device": arguments.device.type,
+    }
     checkpoint = newest_checkpoint(work, identity={**identity, "launch": launch})
 
     schedule = Schedule(selected.items, settings=settings, num_processes=arguments.world_size)
@@ -193,7 +206,7 @@ def _train(
         if arguments.report_to and "to be installed" in str(error):  # all that tells it from other errors
             raise DistillError(f"tracker {' or '.join(arguments.report_to)} is not installed: {error}") from error
         raise
-    set_up_sharding(trainer.accelerator)
+    set_up_sharding(trainer.accelerator, layers=language_layers(model))
     trainer.losses += [StepLoss.from_json(loss) for loss in checkpoint.history] if checkpoint else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EachStep(trainer, schedule.num_steps, identity, progress))
@@ -201,10 +214,18 @@ def _train(
     if arguments.process_index == 0:
         discard_torn(work, whole=checkpoint)
     try:
-        if checkpoint is not None and trainer.has_seen_enough:  # a kill came between the last step and saving
+        if checkpoint is not None:
             trainer.load(checkpoint)
-        elif not trainer.asked_to_stop():
+            trainer.observe()  # a stop came while it was looked at
+        # Enough was seen if a kill came between the last step and saving.
+        if not trainer.has_seen_enough and not trainer.asked_to_stop():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise DistillError(
+            f"the GPU's memory is full ({str(error).split('. ')[0]}); raise distill.gradient_accumulation_steps (now "
+            f"{settings.gradient_accumulation_steps}, so {schedule.micro_batch} rows at once), or set "
+            "distill.gradient_checkpointing, distill.fused_head or distill.method=lora; smaller pictures help as well"
+        ) from error
     finally:
         _remove_if_empty(work)
     if len(trainer.losses) < schedule.num_steps and not trainer.has_seen_enough:
@@ -230,8 +251,6 @@ class TeacherInTheLoop:
 class DistillTrainer(Trainer):
     """`Trainer` with this module's loss, normalised per role over the whole optimizer step."""
 
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self,
         *,
@@ -242,6 +261,9 @@ class DistillTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # Both say that the loss is normalised already; releases before 5.19 know the first alone, and without it divide
+        # the loss of models that take no such argument (Qwen2.5-VL, Qwen3-VL) by the number of micro-batches.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self._should_stop = should_stop
         self.losses: list[StepLoss] = []
         self.seconds_waiting = 0.0
@@ -254,7 +276,8 @@ class DistillTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Trainer's; its processes outlive a signal to the whole job, for the step in progress still needs them."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = _leave_signals_to_the_parent
+        # accelerate's wrapper would take the attribute for itself.
+        getattr(loader, "base_dataloader", loader).worker_init_fn = _leave_signals_to_the_parent
         return loader
 
     def get_batch_samples(
@@ -262,7 +285,11 @@ class DistillTrainer(Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Draw the micro-batches of one optimizer step and count its response tokens: int64 [2], forget and retain."""
         started = time.monotonic()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except VgidError as error:  # from a worker it comes with the worker's traceback around it
+            *_, said = str(error).strip().splitlines()
+            raise type(error)(said.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
         self.seconds_waiting += time.monotonic() - started
         counts = torch.zeros(2, dtype=torch.int64, device=device)
         for batch in batches:
@@ -337,18 +364,22 @@ class DistillTrainer(Trainer):
 
     def observe(self) -> None:
         """Look at the student where it is time to; all processes learn whether it is good enough to end here."""
-        settings, step = self._settings.watch, self.state.global_step
-        if settings is None or step % settings.every_steps:
+        settings, last = self._settings.watch, self.losses[-1]
+        if settings is None or last.step % settings.every_steps or last.observed is not None:
             return
         assert self._watch is not None
-        found = Observation(metrics=[], is_enough=False)
+        found: Observation | None = Observation(metrics=[], is_enough=False)
         if self.accelerator.is_main_process:
             student = self.accelerator.unwrap_model(self.model)
             student.eval()
-            found = self._watch(student, step)
+            try:
+                found = self._watch(student, last.step)
+            except Stopped:  # what was seen by then is not all of it
+                found = None
             student.train()
-        found = replace(found, is_enough=self._in_any_process(found.is_enough))
-        self.losses[-1] = replace(self.losses[-1], observed=found)
+        is_enough = self._in_any_process(found is not None and found.is_enough)
+        if found is not None:
+            self.losses[-1] = replace(last, observed=replace(found, is_enough=is_enough))
 
     @property
     def has_seen_enough(self) -> bool:
@@ -413,8 +444,19 @@ class _EachStep(TrainerCallback):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """A worker ends when its parent tells it to, and not when a batch system tells the whole job to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # not on macOS, where no batch system is either
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # from here on only the thread takes it
+
+    def end_with_the_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    Thread(target=end_with_the_parent, daemon=True).start()
 
 
 def _training_arguments(
@@ -438,6 +480,9 @@ def _training_arguments(
         optim="adamw_torch",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
+        # A row without a picture leaves the vision tower out; every other weight has a part in every row.
+        ddp_find_unused_parameters=settings.train_vision or settings.train_projector,
+        ddp_timeout=24 * 60 * 60,  # the others wait while one process evaluates
         dataloader_num_workers=loader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_strategy="no",
@@ -455,7 +500,12 @@ def _training_arguments(
     for name in ("fused_head", "online", "watch"):
         if sharding_asked() and getattr(settings, name):  # they use weights outside of the forward that gathers them
             raise DistillError(f"distill.{name} does not work on sharded weights; leave it out or launch without FSDP")
+    if sharding_asked() and settings.gradient_checkpointing and activation_checkpointing_asked():
+        raise DistillError("distill.gradient_checkpointing and FSDP's activation checkpointing are one thing; keep one")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    beyond = "train_vision" if settings.train_vision else "train_projector" if settings.train_projector else ""
+    if launched > 1 and settings.fused_head and settings.lora is None and beyond:
+        raise DistillError(f"distill.fused_head with distill.{beyond} trains in one process only; leave one out")
     if launched != arguments.world_size and not sharding_asked():
         raise DistillError(
             f"this is one of {launched} processes, but accelerate sees {arguments.world_size}; launch with --cpu on a "
@@ -464,6 +514,16 @@ def _training_arguments(
     # One process uses one device: Trainer would otherwise wrap the model in DataParallel on a node with several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # Trainer itself does this
     return arguments
+
+
+def _check_pictures_everywhere(items: Sequence[TrainItem]) -> None:
+    """Refuse to shard a learning vision tower for rows that do not all use it: processes would wait for each other."""
+    if without := sum(item.example.image is None for item in items):
+        raise DistillError(
+            f"{without:,} of {len(items):,} rows have no picture; with FSDP a vision tower or projector learns only "
+            "from rows that all have one; select those alone, leave train_vision and train_projector out, or launch "
+            "without FSDP"
+        )
 
 
 def _remove_if_empty(directory: Path) -> None:
