@@ -51,6 +51,8 @@ def test_an_override_replaces_one_value():
         ("model.name=x", "not a group"),
         ("teacher.num_topk=zero", "teacher.num_topk"),
         ("teacher.perturbation.strength=3", "outside"),
+        ("teacher.perturbation.strength=.nan", "finite"),
+        ("teacher.seed=9223372036854775808", "less than 4294967296"),
         ("teacher.icu=shout-v1", "generic-v1"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vgid.data.examples import Example
 from vgid.data.strict import Strict
@@ -58,7 +58,7 @@ class DataSettings(Strict):
 class GateSettings(Strict):
     """What a teacher must keep before `vgid run` trains on it; see `vgid.stage1_teacher.diagnose.gates`."""
 
-    thresholds: dict[str, FiniteFloat | None] = Field(default_factory=dict)
+    thresholds: dict[str, float | None] = Field(default_factory=dict)
     """Other thresholds by gate; None takes a gate away."""
     required: tuple[str, ...] | None = None
     """Gates that must be passed, where unknown is not passed; the others are then only told. None: no gate may fail."""
