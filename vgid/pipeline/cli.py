@@ -154,9 +154,10 @@ def merge(
 
     Example: vgid merge runs/adapter --out runs/student
     """
+    from vgid.pipeline.distill import student_directory
     from vgid.stage2_distill.export import merge_adapter
 
-    merge_adapter(adapter, out=out, base=base)
+    merge_adapter(adapter, out=student_directory(out), base=base)
     print(f"merged: {out}")
 
 
