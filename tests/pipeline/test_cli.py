@@ -13,12 +13,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from tampering import change_manifest, change_rows, manifest_path, parts_of
+from typer.testing import CliRunner
 
 from vgid.cache.reader import open_cache
 from vgid.cache.scratch import scratch_files
 from vgid.cache.vocabulary import read_vocabulary
 from vgid.data.fictitious import shipped_world
+from vgid.data.strict import Seed
+from vgid.pipeline.cli import app
+from vgid.pipeline.cli_options import MAX_SEED
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
@@ -52,8 +57,6 @@ def test_help_teaches_every_command_with_an_example():
 def test_flags_are_frozen():
     """A renamed or lost flag breaks batch scripts: change this list only with a line in CHANGELOG.md."""
     from typer.main import get_command
-
-    from vgid.pipeline.cli import app
 
     def flags(command, path=""):
         for name, child in getattr(command, "commands", {}).items():
@@ -264,6 +267,20 @@ def test_bad_input_is_one_line_and_an_exit_code(arguments, code, words, tmp_path
             -1:
         ]
     assert not (tmp_path / "X").exists() and not (tmp_path / "Y").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
+@pytest.mark.parametrize("command", ["demo", "data fictitious", "data train-base WORLD"])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(command, seed, tmp_path):
+    done = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "X"), "--seed", str(seed)])
+    assert done.exit_code == 2 and "Invalid value for '--seed'" in done.output
+    assert not (tmp_path / "X").exists()
+
+
+def test_the_largest_seed_of_the_command_line_is_the_largest_of_a_recipe():
+    assert TypeAdapter(Seed).validate_python(MAX_SEED) == MAX_SEED
+    with pytest.raises(ValueError, match="less than"):
+        TypeAdapter(Seed).validate_python(MAX_SEED + 1)
 
 
 def test_status_says_what_a_cache_holds_and_what_its_plan_lacks(cache):

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vgid.data.chat import load_processor
+from vgid.errors import ConfigError
+from vgid.pipeline.demo import run_demo
 from vgid.pipeline.results import METRIC_FIELDS
 from vgid.pipeline.unlearning import meets_bar
 from vgid.stage1_teacher.engines import TeacherRequest, build_teacher
@@ -97,3 +99,11 @@ def test_another_seed_in_the_same_directory_is_refused(demo):
     out, _ = demo
     other = run(out, "--seed", "5")
     assert other.returncode == 2 and "another --out" in other.stderr
+
+
+@pytest.mark.parametrize(("text", "words"), [('{"seed": 0, "fr', "torn"), ('{"seed": 1}', "holds a demo with")])
+def test_a_demo_is_not_told_in_the_directory_of_another_or_of_nobody_knows_which(text, words, tmp_path):
+    (tmp_path / "demo.json").write_text(text)
+    with pytest.raises(ConfigError, match=f"{words}.*choose another --out"):
+        run_demo(tmp_path, seed=0, from_scratch=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from vgid.cache.reader import open_cache
 from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
-from vgid.errors import CacheError
-from vgid.pipeline.distill import planned_targets, run_distill
+from vgid.errors import CacheError, ConfigError, DistillError
+from vgid.pipeline.distill import planned_targets, run_distill, student_directory
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.teacher import TeacherJob, prepare_teacher, run_teacher
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.plan import cache_settings
+from vgid.stage2_distill.lineage import FILE
 
 FORGET_ALONE = [
     "teacher.plan=[{split: forget, modality: image, tasks: [facts], view: noise+icu, response_kind: generated},"
@@ -110,3 +113,27 @@ def test_a_teacher_in_the_loop_is_asked_what_stage_one_asked(tmp_path):
         losses.append(run_distill(chosen, examples, tmp_path / "cache", tmp_path / f"student-{online}").losses[0].loss)
     assert losses[0] > 1
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("out", [".", "../here"])
+@pytest.mark.parametrize("trackers", [[], ["tensorboard"]])
+def test_a_student_does_not_take_the_place_of_the_current_directory(out, trackers, recipe, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match=f"--out {re.escape(out)} is the current directory.*name a directory"):
+        run_distill(recipe, [], tmp_path / "cache", Path(out), trackers=trackers)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_a_directory_has_its_whole_path_where_a_student_lies_or_may_lie(tmp_path, monkeypatch):
+    (tmp_path / "student" / "notes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "student" / "notes")
+    with pytest.raises(DistillError, match="choose another"):
+        student_directory(Path(".."))
+    assert student_directory(Path("new")) == tmp_path / "student" / "notes" / "new"
+
+    lineage = {"base": "b", "identity": {"student": "aa", "settings": {}, "provenance": {}}, "result": {}}
+    (tmp_path / "student" / FILE).write_text(json.dumps(lineage))
+    assert student_directory(Path("..")) == tmp_path / "student"
+    monkeypatch.chdir(tmp_path / "student")
+    assert student_directory(Path(".")) == tmp_path / "student"

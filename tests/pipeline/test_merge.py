@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import build_tiny_qwen2_vl
 from typer.testing import CliRunner
 
+from vgid.errors import ConfigError
 from vgid.pipeline.cli import app
 from vgid.stage2_distill.lineage import FILE
 from vgid.stage2_distill.trainer import distill
@@ -38,3 +39,13 @@ def test_a_trained_adapter_merged_by_the_command_is_the_student_that_training_sa
     assert later.keys() == merged.keys() and all(torch.equal(later[name], merged[name]) for name in merged)
     identities = [json.loads((tmp_path / name / FILE).read_text())["identity"] for name in ("later", "merged")]
     assert identities[0] == identities[1]
+
+
+def test_a_merged_model_does_not_take_the_place_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = CliRunner().invoke(app, ["merge", str(tmp_path / "adapter"), "--out", "."])
+    assert isinstance(done.exception, ConfigError) and "--out . is the current directory" in str(done.exception)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]

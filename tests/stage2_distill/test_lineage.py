@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distill_cases import Oracle, make_settings
@@ -36,6 +37,36 @@ def test_every_difference_is_named_with_both_values(qwen: Oracle, teacher: Oracl
 def test_nothing_and_an_empty_directory_are_unfinished(tmp_path: Path) -> None:
     assert read_finished(tmp_path) is None
     assert read_finished(tmp_path / "absent") is None
+
+
+WHOLE: dict[str, Any] = {
+    "base": "some/base",
+    "identity": {"student": "aa", "settings": {}, "provenance": {}},
+    "result": {"losses": []},
+}
+
+
+def test_a_whole_lineage_is_read(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(WHOLE))
+    assert read_finished(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        json.dumps(WHOLE)[:-9],
+        "[]",
+        json.dumps({**WHOLE, "identity": {"student": "aa", "settings": {}}}),
+        json.dumps({**WHOLE, "result": None}),
+        "\udcff",
+    ],
+)
+def test_a_lineage_that_is_torn_or_of_something_else_is_one_line_with_a_way_out(text: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DistillError, match=rf"{FILE} is torn or not by vgid \(.*\); restore it") as caught:
+        read_finished(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:

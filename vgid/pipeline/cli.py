@@ -21,6 +21,7 @@ from vgid import __version__
 from vgid.errors import VgidError
 from vgid.pipeline import cli_cache, cli_data, cli_teacher
 from vgid.pipeline.cli_options import (
+    MAX_SEED,
     CacheArg,
     EngineOption,
     JsonOption,
@@ -153,9 +154,10 @@ def merge(
 
     Example: vgid merge runs/adapter --out runs/student
     """
+    from vgid.pipeline.distill import student_directory
     from vgid.stage2_distill.export import merge_adapter
 
-    merge_adapter(adapter, out=out, base=base)
+    merge_adapter(adapter, out=student_directory(out), base=base)
     print(f"merged: {out}")
 
 
@@ -238,7 +240,9 @@ def sql(
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option("--seed", help="Seed of world, base and training with --from-scratch.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of world, base and training with --from-scratch.")
+    ] = 0,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Make a new world and base first (minutes).")
     ] = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vgid.pipeline.cli_options import EngineOption, JsonOption, RecipeArg, parse_engine
+from vgid.pipeline.cli_options import MAX_SEED, EngineOption, JsonOption, RecipeArg, parse_engine
 
 app = typer.Typer(
     help="Check a data set, draft one from photos and a name; make fictitious ones and the tiny models that know them.",
@@ -70,7 +70,10 @@ def data_questions(
 @app.command("fictitious")
 def data_fictitious(
     out: Annotated[Path, typer.Option("--out", help="Directory of the new world; must not exist.")],
-    seed: Annotated[int, typer.Option("--seed", help="The world is a function of the seed and the numbers below.")],
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, max=MAX_SEED, help="The world is a function of the seed and the numbers below."),
+    ],
     forget: Annotated[int | None, typer.Option(min=1, help="People to forget.")] = None,
     retain: Annotated[int | None, typer.Option(min=1, help="People to keep.")] = None,
     outsiders: Annotated[int | None, typer.Option(min=1, help="People known to the base, in neither set.")] = None,
@@ -98,7 +101,7 @@ def data_fictitious(
 def data_train_base(
     world: Annotated[Path, typer.Argument(help="Folder of a fictitious world.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the new model; must not exist.")],
-    seed: Annotated[int, typer.Option("--seed", help="Seed of initialisation and order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of initialisation and order.")] = 0,
     without: Annotated[
         str | None, typer.Option("--without", help="Leave a split out: forget gives the retrained model.")
     ] = None,

@@ -26,6 +26,8 @@ LoaderWorkersOption = Annotated[
         help="Processes that make the next batches while a step is computed; 0 makes them in between.",
     ),
 ]
+MAX_SEED = 2**32 - 1
+"""That of `vgid.data.strict.Seed`, without what a recipe has to import."""
 
 
 def parse_engine(name: str) -> Any:

@@ -22,6 +22,7 @@ from vgid.pipeline.recipe import load_examples, load_recipe
 from vgid.pipeline.report import summary_table
 from vgid.pipeline.results import write_results
 from vgid.pipeline.run import student_line, teach, teacher_line, timed, whole_results
+from vgid.stage2_distill.checkpoints import write_json
 
 QUERY = """SELECT view, modality, response_text, count(*) AS targets,
   round(avg(list_avg(token_logprob)), 3) AS mean_logprob
@@ -90,9 +91,18 @@ def run_demo(out: Path, *, seed: int, from_scratch: bool, overrides: Sequence[st
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """A run directory belongs to one seed; another seed in it would mix two worlds."""
     path = out / "demo.json"
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
+    if not path.exists():
+        write_json(path, settings)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is torn or not by vgid ({error}): which run lies beside it is not known; choose another --out or "
+            f"delete {out}"
+        ) from error
+    if found != settings:
         raise ConfigError(f"--out {out} holds a demo with {found}, asked for {settings}; choose another --out")
-    path.write_text(json.dumps(settings) + "\n")
 
 
 def _make_world_and_base(out: Path, *, seed: int, from_scratch: bool) -> None:

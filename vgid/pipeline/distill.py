@@ -15,7 +15,7 @@ from vgid.cache.tombstones import Graveyard
 from vgid.data.chat import load_processor, processor_sha256, tokenizer_sha256
 from vgid.data.examples import Example
 from vgid.data.models import hub_commit, resolve_model, weights_fingerprint
-from vgid.errors import CacheError
+from vgid.errors import CacheError, ConfigError
 from vgid.pipeline.console import Report, progress, say, sparkline
 from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.signals import stop_signal
@@ -67,10 +67,12 @@ def run_distill(
         unmet_gates: Of the teacher, where it is trained on all the same; the student's lineage names them.
 
     Raises:
+        ConfigError: `out` is the current directory.
         CacheError: the cache was made for another tokenizer, vocabulary or base, or lacks rows of the recipe's plan.
         DistillError: cache and data do not fit, or training failed.
         Stopped: SIGTERM or Ctrl-C; a checkpoint beside `out` holds all steps so far.
     """
+    out = student_directory(out)
     with stop_signal("the step in progress is being finished and saved") as should_stop:
         from vgid.stage2_distill.trainer import distill
 
@@ -103,6 +105,25 @@ def run_distill(
                 loader_workers=loader_workers,
                 should_stop=should_stop,
             )
+
+
+def student_directory(out: Path) -> Path:
+    """The whole path of a directory that holds a student or can get one.
+
+    A student is renamed into place. Were that the current directory, the shell that asked for it would be left in one
+    that no longer exists.
+
+    Raises:
+        ConfigError: `out` is the current directory, and no student lies there.
+        DistillError: it holds something else.
+    """
+    whole = out.resolve()
+    if read_finished(whole) is None and whole == Path.cwd():
+        raise ConfigError(
+            f"--out {out} is the current directory, which a finished student cannot take the place of; name a "
+            "directory in it, or one elsewhere"
+        )
+    return whole
 
 
 def training_rows(

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from vgid.data.examples import Example
 from vgid.data.strict import Strict
 from vgid.errors import ConfigError
 from vgid.pipeline.evaluate import EvaluateSettings
+from vgid.pipeline.problems import first_problems
+from vgid.pipeline.strict_yaml import read_yaml
 from vgid.stage1_teacher.diagnose.gates import chosen_gates
 from vgid.stage1_teacher.settings import TeacherSettings
 from vgid.stage2_distill.settings import DistillSettings
@@ -58,7 +60,7 @@ class DataSettings(Strict):
 class GateSettings(Strict):
     """What a teacher must keep before `vgid run` trains on it; see `vgid.stage1_teacher.diagnose.gates`."""
 
-    thresholds: dict[str, FiniteFloat | None] = Field(default_factory=dict)
+    thresholds: dict[str, float | None] = Field(default_factory=dict)
     """Other thresholds by gate; None takes a gate away."""
     required: tuple[str, ...] | None = None
     """Gates that must be passed, where unknown is not passed; the others are then only told. None: no gate may fail."""
@@ -105,19 +107,21 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> tuple[Recipe, Pa
     """
     text, folder = _read(name)
     try:
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {name}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {name}: expected a mapping of settings, found {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    values = _with_preset(values)
+    values, replaced = _with_preset(values)
     _read_icu_file(values, folder)
     try:
-        return Recipe.model_validate(values), folder
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"recipe {name}: {_first_problems(error)}") from error
+        raise ConfigError(f"recipe {name}: {first_problems(error, values)}") from error
+    departures = tuple(place for place, preset in replaced.items() if _departs(recipe, place, preset=preset))
+    return recipe.model_copy(update={"departures": departures}), folder
 
 
 def shipped_recipes() -> list[str]:
@@ -196,12 +200,15 @@ def _stems(package: str) -> list[str]:
     return sorted(Path(file.name).stem for file in resources.files(package).iterdir() if file.name.endswith(".yaml"))
 
 
-def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings laid over those of the preset they name; groups are joined, anything else is replaced."""
+def _with_preset(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings laid over those of the preset they name; groups are joined, anything else is replaced.
+
+    With what was replaced, as the preset has it, by place.
+    """
     values.pop("departures", None)  # of a recipe that was read and written again; they are found anew
     if (name := values.get("preset")) is None:
-        return values
-    departures: list[str] = []
+        return values, {}
+    replaced: dict[str, Any] = {}
 
     def over(base: Mapping[str, Any], own: Mapping[str, Any], path: str) -> dict[str, Any]:
         joined = dict(base)
@@ -210,13 +217,22 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, dict) and isinstance(base.get(key), dict):
                 joined[key] = over(base[key], value, f"{place}.")
             else:
-                if key in base and base[key] != value:
-                    departures.append(place)
+                if key in base:
+                    replaced[place] = base[key]
                 joined[key] = value
         return joined
 
-    joined = over(load_preset(str(name)).settings, values, "")
-    return joined | {"departures": departures}
+    return over(load_preset(str(name)).settings, values, ""), replaced
+
+
+def _departs(recipe: Recipe, place: str, *, preset: Any) -> bool:
+    """Whether a setting means something else than the preset's; written otherwise (2e-5 is text in YAML) it may not."""
+    *groups, leaf = place.split(".")
+    group: Any = recipe
+    for name in groups:
+        group = getattr(group, name)
+    meant = TypeAdapter[Any](type(group).model_fields[leaf].annotation).validate_python(preset)
+    return getattr(group, leaf) != meant
 
 
 def _read_icu_file(values: dict[str, Any], folder: Path) -> None:
@@ -258,21 +274,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is not a group of settings")
     try:
-        place[leaf] = yaml.safe_load(text)
+        place[leaf] = read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
-
-
-def _first_problems(error: ValidationError, *, limit: int = 3) -> str:
-    problems = [_problem(item) for item in error.errors()]
-    more = f" (and {len(problems) - limit} more)" if len(problems) > limit else ""
-    return "; ".join(problems[:limit]) + more
-
-
-def _problem(item: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "recipe"
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {place!r}"
-    if item["type"] == "missing":
-        return f"{place} is missing"
-    return f"{place}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML ({reason})") from error

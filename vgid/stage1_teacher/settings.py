@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vgid.data.strict import Strict
+from vgid.data.strict import Seed, Strict
 from vgid.stage1_teacher.icu import IcuSettings, template_text
 from vgid.stage1_teacher.perturb import PerturbationName, PerturbationSpace, check_strength, is_random, needs_donor
 
@@ -117,7 +117,7 @@ class TeacherSettings(Strict):
     """Adaptive width: store only the fewest candidates that reach this probability, `num_topk` at most. None: all k."""
     min_k: int = Field(default=8, ge=1)
     """Fewest candidates with `top_p`."""
-    seed: int
+    seed: Seed
     """Noise seed; pixels depend on (seed, image, draw)."""
     perturbation: PerturbationSettings | None = None
     """Of the views `noise` and `noise+icu`, which need one."""

@@ -51,15 +51,32 @@ def read_finished(out: Path) -> dict[str, Any] | None:
     """The lineage of the complete student in `out`; None where there is nothing yet.
 
     Raises:
-        DistillError: `out` holds something else.
+        DistillError: `out` holds something else, or its lineage is torn.
     """
     if (out / FILE).is_file():
-        return json.loads((out / FILE).read_text())
+        return _read_lineage(out / FILE)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DistillError(
             f"{out} exists and holds no {FILE}, so it is not a student of vgid; choose another directory"
         )
     return None
+
+
+def _read_lineage(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    else:
+        match content:
+            case {"base": str(), "identity": {"student": str(), "settings": {}, "provenance": {}}, "result": {}}:
+                return content
+            case _:
+                reason = "it lacks base, identity or result"
+    raise DistillError(
+        f"{path} is torn or not by vgid ({reason}); restore it, choose another directory, or delete {path.parent} and "
+        "make the student again"
+    )
 
 
 def check_same_run(found: Mapping[str, Any], *, asked: Mapping[str, Any], where: Path) -> None:

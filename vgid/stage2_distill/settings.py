@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vgid.cache.schema import Target
-from vgid.data.strict import Strict
+from vgid.data.strict import Seed, Strict
 
 Role = Literal["forget", "retain"]
 Draws = Literal["all", "cycle"]
@@ -178,7 +178,7 @@ class DistillSettings(Strict):
     """What an epoch is where an example has several cached rows (draws of the noise, samples, response kinds). `all`:
     each of them once, so that their gradients are averaged, and an example counts as often as it has rows. `cycle`: one
     of them, the next in the next epoch, so that every example counts once. `weight` of a selection holds in both."""
-    seed: int
+    seed: Seed
     """Keys the order of the rows and the initial adapters."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step: divides the rows of a step to save memory, does not change the update."""
