@@ -6,8 +6,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from distill_cases import portrait
 from synthetic_targets import make_target
 
 from vgid.cache.erase import Selection, erase
@@ -17,12 +20,13 @@ from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import CacheError, ConfigError, DistillError
-from vgid.pipeline.distill import planned_targets, run_distill, student_directory
+from vgid.pipeline.distill import fit_preset, planned_targets, run_distill, student_directory, training_rows
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.teacher import TeacherJob, prepare_teacher, run_teacher
 from vgid.stage1_teacher.identity import engine_identity
-from vgid.stage1_teacher.plan import cache_settings
+from vgid.stage1_teacher.plan import PlannedTarget, cache_settings, make_plan
 from vgid.stage2_distill.lineage import FILE
+from vgid.stage2_distill.settings import WatchSettings
 
 FORGET_ALONE = [
     "teacher.plan=[{split: forget, modality: image, tasks: [facts], view: noise+icu, response_kind: generated},"
@@ -36,7 +40,7 @@ FORGET_ALONE = [
 def recipe() -> Recipe:
     """The shipped one, with what it plans for the forget set alone."""
     shipped, _ = load_recipe("fictitious")
-    entries = [entry for entry in shipped.teacher.plan or [] if entry.split == "forget"]
+    entries = tuple(entry for entry in shipped.teacher.plan or () if entry.split == "forget")
     return shipped.model_copy(update={"teacher": shipped.teacher.model_copy(update={"plan": entries})})
 
 
@@ -53,19 +57,25 @@ def job(recipe, examples) -> TeacherJob:
 @pytest.fixture
 def cache(job, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("VGID_ERASE_KEY", str(tmp_path / "erase.key"))
-    row, settings = make_target(0, num_tokens=1), job.recipe.teacher
-    engine_id = engine_identity(job.engine, dtype=settings.dtype)
-    with CacheWriter(tmp_path / "cache", teacher=job.teacher, settings=cache_settings(settings), plan={}) as writer:
-        for planned in job.plan:
-            example = planned.example
-            ids = {"target_id": planned.target_id, "example_id": example.example_id, "subject_id": example.subject_id}
-            writer.add(replace(row, **ids, engine_id=engine_id))
+    add_rows(tmp_path / "cache", job, job.plan, engine_id=engine_identity(job.engine, dtype=job.recipe.teacher.dtype))
     return tmp_path / "cache"
 
 
-def chosen(cache: Path, recipe: Recipe, examples: list[Example], *, allow_partial: bool = False) -> MappedTargets:
+def add_rows(cache: Path, job: TeacherJob, plan: list[PlannedTarget], *, engine_id: str) -> None:
+    row, settings = make_target(0, num_tokens=1), cache_settings(job.recipe.teacher)
+    with CacheWriter(cache, teacher=job.teacher, settings=settings, plan={}) as writer:
+        for planned in plan:
+            example = planned.example
+            ids = {"target_id": planned.target_id, "example_id": example.example_id, "subject_id": example.subject_id}
+            writer.add(replace(row, **ids, engine_id=engine_id))
+
+
+def chosen(
+    cache: Path, recipe: Recipe, examples: list[Example], *, allow_partial: bool = False, engine_id: str | None = None
+) -> MappedTargets:
     opened = open_cache(cache)
-    return planned_targets(opened, map_targets(opened), recipe, examples, allow_partial=allow_partial)
+    stored = map_targets(opened)
+    return planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial, engine_id=engine_id)
 
 
 def test_rows_that_were_erased_are_not_missing(job, cache, recipe, examples):
@@ -94,6 +104,80 @@ def test_erased_rows_do_not_hide_that_others_are_missing(job, cache, recipe, exa
 
     with pytest.raises(CacheError, match=r"of the .* rows that the recipe plans"):
         chosen(cache, recipe, more)
+
+
+def test_of_engines_that_made_the_whole_plan_the_one_asked_for_trains_or_one_is_named(
+    job, cache, recipe, examples, capsys
+):
+    other = "another 0.1 float32"
+    plan = make_plan(examples, settings=recipe.teacher, teacher=job.teacher, engine_id=other)
+    add_rows(cache, job, plan[1:], engine_id=other)
+    whole, part = {row.target_id for row in job.plan}, {row.target_id for row in plan[1:]}
+
+    assert set(chosen(cache, recipe, examples).column("target_id").to_pylist()) == whole
+    assert f"taking those of {job.engine_id}: it has most" in " ".join(capsys.readouterr().err.split())
+    kept = chosen(cache, recipe, examples, engine_id=other, allow_partial=True)
+    assert set(kept.column("target_id").to_pylist()) == part
+
+    add_rows(cache, job, plan[:1], engine_id=other)
+    taken = set(chosen(cache, recipe, examples).column("target_id").to_pylist())
+    assert taken == {row.target_id for row in plan}
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"taking those of {other}: no other has more, and it is the first by name" in said
+    kept = chosen(cache, recipe, examples, engine_id=job.engine_id)
+    assert set(kept.column("target_id").to_pylist()) == whole
+
+
+def test_a_student_that_is_watched_depends_on_what_it_is_asked_and_no_other_does(cache, recipe, examples, tmp_path):
+    def watched(examples: list[Example], *, every_steps: int = 20, **evaluate: Any) -> Any:
+        changed = {
+            "distill": recipe.distill.model_copy(
+                update={"watch": WatchSettings(every_steps=every_steps) if every_steps else None}
+            ),
+            "evaluate": recipe.evaluate.model_copy(update=evaluate),
+        }
+        rows = training_rows(recipe.model_copy(update=changed), examples, cache)
+        return rows.provenance.get("watched")
+
+    assert watched(examples, every_steps=0, max_new_tokens=8) is None
+    seen = watched(examples)
+    assert watched(examples, per_cell=3) == seen == watched(examples, every_steps=7)
+    assert watched(examples, max_new_tokens=8) != seen
+    index = next(i for i, each in enumerate(examples) if each.photo == "heldout")
+    held_out = replace(examples[index], image=portrait(0))
+    every = [replace(each, image=held_out.image) if each.image == examples[index].image else each for each in examples]
+    assert watched(every) != seen
+
+
+PAPER = {
+    "preset": "paper",
+    "model": "fictitious:base",
+    "data": {"world": "shipped"},
+    "teacher": {"dtype": "float32", "num_topk": 8},
+}
+TEXT_ONLY = {"split": "forget", "view": "icu", "response_kind": "generated"}
+PAPER_RETAIN = [{"split": "retain", "view": "base", "response_kind": "reference"}]
+
+
+def test_a_preset_gives_up_selections_that_the_data_has_no_rows_for(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(PAPER))
+    recipe, folder = load_recipe(str(path))
+    examples = load_examples(recipe.data, folder=folder)
+    assert fit_preset(recipe, examples) is recipe
+
+    photos = [each for each in examples if each.modality == "image"]
+    fitted = fit_preset(recipe, photos)
+    assert [each.view for each in fitted.distill.targets] == ["noise+icu", "base"]
+    assert "preset paper: the plan has no rows for these" in capsys.readouterr().err
+    assert fit_preset(fitted, photos) == fitted and not capsys.readouterr().err
+
+    forget = [each for each in photos if each.split == "forget"]
+    assert fit_preset(recipe, forget) is recipe, "a term of the loss would be gone"
+    own = [{**TEXT_ONLY, "modality": "text"}, *PAPER_RETAIN]
+    path.write_text(yaml.safe_dump({**PAPER, "distill": {"targets": own}}))
+    recipe, _ = load_recipe(str(path))
+    assert fit_preset(recipe, photos) is recipe, "what the recipe selects itself stays"
 
 
 def test_a_teacher_in_the_loop_is_asked_what_stage_one_asked(tmp_path):

@@ -9,19 +9,27 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rehearsal import wait_for
+from small_pass import rows_of
 from small_run import files_of, start, write_run
 
 from vgid.errors import ConfigError, DistillError, Stopped, TeacherError
 from vgid.pipeline import cli, evaluation, teacher
+from vgid.pipeline.model_card import has_evaluation
 from vgid.pipeline.results import TEMPORARY_PREFIX
 from vgid.pipeline.run import STEPS, Step, run_recipe
+from vgid.pipeline.teacher import cache_writer, prepare
+from vgid.stage1_teacher import preflight
+from vgid.stage1_teacher.plan import make_plan
 from vgid.stage2_distill import trainer
+from vgid.stage2_distill.checkpoints import seal_checkpoint
+from vgid.stage2_distill.sharding import sharding_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +245,120 @@ def test_a_student_of_other_settings_is_refused_before_the_teacher_pass(change, 
     with pytest.raises(DistillError, match=r"belongs to another run: .* there and .* now; choose another directory"):
         run(copy.recipe, copy.out, change)
     assert files_of(copy.out) == before
+
+
+def test_checkpoints_of_another_recipe_are_refused_before_the_teacher_pass(copy):
+    identity = json.loads((copy.out / "student" / "vgid.json").read_text())["identity"]
+    shutil.rmtree(copy.out / "student")
+    left = copy.out / ".student.checkpoints" / "checkpoint-2"
+    left.mkdir(parents=True)
+    launch = {"processes": 1, "fsdp": sharding_asked()}
+    seal_checkpoint(left, identity={**identity, "launch": launch}, history=[])
+    before = files_of(copy.out)
+    for change, name in (("distill.learning_rate=1.0e-4", "settings.learning_rate"), ("teacher.seed=1", "seed")):
+        with pytest.raises(DistillError, match=rf"checkpoints belongs to another run: .*{name} is .* there and"):
+            run(copy.recipe, copy.out, change)
+    assert files_of(copy.out) == before
+    assert new(run(copy.recipe, copy.out, "distill.learning_rate=1.0e-4", until="gates")[0]) == []
+
+    seal_checkpoint(left, identity={**identity, "launch": {**launch, "processes": 2}}, history=[])
+    with pytest.raises(DistillError, match=r"launch\.processes is 2 there and 1 now"):
+        run(copy.recipe, copy.out)
+
+
+ADAPTER = ["distill.method=lora", "distill.export=adapter"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        (ADAPTER, {}, r"needs a whole model; end the run with --until distill and .*`vgid merge`"),
+        ([], {"retrained": "no/such/model"}, r"no/such/model"),
+        (["evaluate.splits=[]"], {}, r"evaluate\.splits \[\]"),
+        (["evaluate.splits=[strangers]"], {}, r"evaluate\.splits \['strangers'\]"),
+        (
+            [
+                "distill.targets=[{split: forget, view: noise, response_kind: generated},"
+                "{split: retain, view: base, response_kind: reference}]"
+            ],
+            {"until": "distill"},
+            r"no row of the plan is split=forget view=noise .*planned are .*forget image noise\+icu generated",
+        ),
+        (
+            ["distill.watch={every_steps: 2, stop_when: [{metric: leak, split: strangers, at_most: 0.1}]}"],
+            {"until": "distill"},
+            "no such question is asked",
+        ),
+        (["distill.gradient_accumulation_steps=3"], {"until": "distill"}, "= 4 does not divide into 3 micro-batches"),
+    ],
+)
+def test_what_would_stop_it_after_the_teacher_pass_is_found_before(
+    changes, options, words, whole, tmp_path, monkeypatch
+):
+    no_models(monkeypatch)
+    with pytest.raises((ConfigError, DistillError), match=words):
+        run(whole.recipe, tmp_path / "out", *changes, **options)
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_what_a_step_that_is_not_asked_for_needs_is_not_looked_at(whole, copy):
+    wrong = ["evaluate.splits=[strangers]", "distill.gradient_accumulation_steps=3"]
+    assert new(run(whole.recipe, copy.out, *wrong, until="gates", retrained="no/such/model")[0]) == []
+    assert new(run(whole.recipe, copy.out, wrong[0], until="distill", retrained="no/such/model")[0]) == []
+
+
+def test_a_preset_trains_on_photos_alone(tmp_path):
+    path = write_run(tmp_path / "data")
+    asked = [json.loads(line) for line in (tmp_path / "data" / "questions.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row) + "\n" for row in asked if row["image"]]
+    (tmp_path / "data" / "questions.jsonl").write_text("".join(lines))
+    own = yaml.safe_load(path.read_text())
+    settings = {name: own[name] for name in ("model", "data", "evaluate")}
+    settings |= {"preset": "paper", "teacher": {"dtype": "float32", "num_topk": 8}}
+    path.write_text(yaml.safe_dump(settings))
+    assert new(run(path, tmp_path / "out", until="distill", train_anyway=True)[0]) == ["teacher", "gates", "distill"]
+    assert new(run(path, tmp_path / "out", until="distill", train_anyway=True)[0]) == []
+
+
+def test_rows_of_another_engine_in_the_cache_are_not_what_trains(copy):
+    """As an engine's earlier version leaves them; by name it comes first, and it has the whole plan too."""
+    job = prepare(str(copy.recipe), overrides=[], engine="transformers")
+    ours, other = rows_of(copy.out / "cache"), "another 0.1 float32"
+    plan = make_plan(
+        [row.example for row in {row.example.example_id: row for row in job.plan}.values()],
+        settings=job.recipe.teacher,
+        teacher=job.teacher,
+        engine_id=other,
+    )
+    same = {(row.example.example_id, row.view): ours[row.target_id] for row in job.plan}
+    with cache_writer(job, copy.out / "cache", rows_per_part=256, profile="default", expires=None) as writer:
+        for row in plan:
+            stored = same[row.example.example_id, row.view]
+            writer.add(replace(stored, target_id=row.target_id, engine_id=other))
+    assert new(run(copy.recipe, copy.out)[0]) == ["gates"]
+
+
+def test_a_student_of_another_version_of_the_engine_is_refused_before_the_teacher_pass(copy, monkeypatch):
+    monkeypatch.setattr(teacher, "engine_identity", lambda *_, **__: "transformers 99.0 float32")
+    no_models(monkeypatch)
+    with pytest.raises(DistillError, match=r"provenance\.targets_sha256 is .* there and .* now"):
+        run(copy.recipe, copy.out)
+
+
+def test_memory_is_asked_for_only_if_rows_are_missing(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "free_memory", lambda options: (0, "this machine"))
+    assert new(run(copy.recipe, copy.out)[0]) == []
+    with pytest.raises(TeacherError, match=r"this machine has 0\.0 GiB free"):
+        run(copy.recipe, tmp_path / "other", until="teacher")
+
+
+def test_the_card_of_a_student_that_was_made_again_to_the_bit_has_the_results_that_are_there(copy):
+    shutil.rmtree(copy.out / "student")
+    steps, _ = run(copy.recipe, copy.out)
+    assert new(steps) == ["distill", "evaluate"] and "card lacked their results" in steps[-1].note
+    assert has_evaluation(copy.out / "student" / "README.md")
+    assert_equal_results(copy.out, copy)
+    assert new(run(copy.recipe, copy.out)[0]) == []
 
 
 def test_without_its_student_a_run_trains_again_on_the_same_cache(copy):

@@ -16,7 +16,14 @@ from vgid.data.images import image_size
 from vgid.errors import ConfigError, DataError, TeacherError
 from vgid.stage1_teacher.options import DEFAULT_OPTIONS
 from vgid.stage1_teacher.plan import make_plan
-from vgid.stage1_teacher.preflight import check_lengths, check_memory, check_model, free_memory, weight_bytes
+from vgid.stage1_teacher.preflight import (
+    available_memory,
+    check_lengths,
+    check_memory,
+    check_model,
+    free_memory,
+    weight_bytes,
+)
 from vgid.stage1_teacher.settings import PlanEntry, TeacherSettings
 
 
@@ -139,3 +146,10 @@ def test_a_model_larger_than_the_memory_there_is_is_refused(model, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(TeacherError, match=r"takes .* GiB in float32 and .* GiB free"):
         check_memory(tmp_path, dtype="float32", options=replace(DEFAULT_OPTIONS))
+
+
+def test_memory_that_linux_would_give_back_counts_as_free(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:  16 kB\nMemFree:  2 kB\nMemAvailable:  9 kB\n")
+    assert available_memory(tmp_path / "meminfo") == 9 * 1024
+    (tmp_path / "meminfo").write_text("MemTotal:  16 kB\nMemFree:  2 kB\n")
+    assert available_memory(tmp_path / "meminfo") > 1 << 20 and available_memory(tmp_path / "no file") > 1 << 20

@@ -28,6 +28,7 @@ from vgid.pipeline.cli_options import (
     LoaderWorkersOption,
     RecipeArg,
     SetOption,
+    parse_dtype,
     parse_engine,
     print_record,
 )
@@ -185,7 +186,7 @@ def evaluate(
     from vgid.pipeline import evaluation
     from vgid.pipeline.report import summary_table
 
-    asked = evaluation.evaluation_data(data, overrides=overrides or [], per_cell=per_cell, dtype=dtype)
+    asked = evaluation.evaluation_data(data, overrides=overrides or [], per_cell=per_cell, dtype=parse_dtype(dtype))
     models = [evaluation.NamedModel(name="base", model=compare)] if compare else []
     models.append(evaluation.NamedModel(name="student" if compare else "model", model=model))
     models += [evaluation.NamedModel(name="retrained", model=retrained)] if retrained else []

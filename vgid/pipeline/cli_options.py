@@ -37,6 +37,13 @@ def parse_engine(name: str) -> Any:
     return name
 
 
+def parse_dtype(name: str | None) -> str | None:
+    """A compute type by name, or an error that names the types."""
+    if name not in (None, "float32", "bfloat16", "float16"):
+        raise ConfigError(f"--dtype {name!r} is unknown; choose float32, bfloat16 or float16")
+    return name
+
+
 def parse_profile(name: str) -> Any:
     """An encoding profile by name, or an error that names them."""
     if name not in ("default", "compat"):

@@ -112,7 +112,7 @@ def teacher_generate(
         "expires": parse_expiry(expire_after),
     }
     if dry_run:
-        rows = teacher.dry_run(prepare())
+        rows = teacher.dry_run(prepare(), options=options)
         print_rows(rows, as_json=as_json, columns=list(rows[0]))
         return
     if launcher == "slurm":

@@ -19,10 +19,12 @@ from vgid.errors import CacheError, ConfigError
 from vgid.pipeline.console import Report, progress, say, sparkline
 from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.signals import stop_signal
-from vgid.pipeline.watch import watcher
+from vgid.pipeline.watch import watcher, what_watching_depends_on
 from vgid.stage1_teacher.plan import PlannedTarget, make_plan
+from vgid.stage2_distill.checkpoints import newest_identity
 from vgid.stage2_distill.lineage import check_same_run, read_finished, run_identity
 from vgid.stage2_distill.records import DistillResult, StepLoss
+from vgid.stage2_distill.settings import TargetSelection
 
 if TYPE_CHECKING:
     from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
@@ -52,6 +54,7 @@ def run_distill(
     trackers: Sequence[str] = (),
     loader_workers: int = 0,
     unmet_gates: Sequence[str] = (),
+    engine_id: str | None = None,
 ) -> DistillResult:
     """Distil the student on a cache.
 
@@ -65,6 +68,7 @@ def run_distill(
         trackers: That are told of every step (`tensorboard`, `wandb`, …).
         loader_workers: Processes that make the next batches while a step is computed.
         unmet_gates: Of the teacher, where it is trained on all the same; the student's lineage names them.
+        engine_id: Whose rows train; None: see `planned_targets`.
 
     Raises:
         ConfigError: `out` is the current directory.
@@ -78,8 +82,15 @@ def run_distill(
 
         if "tensorboard" in trackers:  # else into the directory of checkpoints, which goes when the student is done
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out.with_name(f"{out.name}.tensorboard")))
+        recipe = fit_preset(recipe, examples)
         rows = training_rows(
-            recipe, examples, cache, allow_partial=allow_partial, scratch=scratch, unmet_gates=unmet_gates
+            recipe,
+            examples,
+            cache,
+            allow_partial=allow_partial,
+            scratch=scratch,
+            unmet_gates=unmet_gates,
+            engine_id=engine_id,
         )
         _warn_of_untrained(rows.targets, recipe)
         asked = watch = None
@@ -134,6 +145,7 @@ def training_rows(
     allow_partial: bool = False,
     scratch: Path | None = None,
     unmet_gates: Sequence[str] = (),
+    engine_id: str | None = None,
 ) -> TrainingRows:
     """Find the rows that a student would learn from; see `run_distill`."""
     directory = resolve_model(recipe.model, revision=recipe.revision)
@@ -144,20 +156,16 @@ def training_rows(
     check_cache_fits(opened.manifest.teacher, directory, processor, cache=cache)
     with progress("decode the cache") as report:
         stored = map_targets(opened, scratch=scratch, progress=report)
-    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial)
-    provenance = _known_ahead(recipe, directory) | {
-        # Not the manifest's number: rows that other recipes add to the cache change nothing here.
-        "targets_sha256": ids_sha256(targets.column("target_id").to_pylist()),
-        "num_targets": len(targets),
-    }
+    targets = planned_targets(opened, stored, recipe, examples, allow_partial=allow_partial, engine_id=engine_id)
+    provenance = _known_ahead(recipe, directory, examples) | _taught(targets.column("target_id").to_pylist())
     if unmet_gates:
         provenance["unmet_gates"] = list(unmet_gates)
     return TrainingRows(directory=directory, processor=processor, cache=opened, targets=targets, provenance=provenance)
 
 
-def _known_ahead(recipe: Recipe, directory: Path) -> dict[str, Any]:
+def _known_ahead(recipe: Recipe, directory: Path, examples: Sequence[Example]) -> dict[str, Any]:
     """The part of a student's provenance that needs no cache."""
-    return {
+    known = {
         "base": recipe.model,
         "revision": recipe.revision or hub_commit(directory) or "",
         "base_weights_fingerprint": weights_fingerprint(directory),
@@ -165,6 +173,14 @@ def _known_ahead(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "departures": list(recipe.departures),
         "teacher_settings": recipe.teacher.model_dump(mode="json"),
     }
+    if (watch := recipe.distill.watch) is not None:
+        known["watched"] = what_watching_depends_on(recipe, watch, examples)
+    return known
+
+
+def _taught(target_ids: Sequence[str]) -> dict[str, Any]:
+    """The rows in a student's provenance, by id: rows that other recipes add to their cache change nothing here."""
+    return {"targets_sha256": ids_sha256(target_ids), "num_targets": len(target_ids)}
 
 
 def trained(recipe: Recipe, rows: TrainingRows, out: Path) -> dict[str, Any] | None:
@@ -180,18 +196,76 @@ def trained(recipe: Recipe, rows: TrainingRows, out: Path) -> dict[str, Any] | N
     return finished and finished["result"]
 
 
-def check_no_other_student(recipe: Recipe, out: Path) -> None:
-    """Find out before a teacher pass what would stop its student after it: `out` holds that of another recipe.
+def check_no_other_student(
+    recipe: Recipe, examples: Sequence[Example], out: Path, *, plan: Sequence[PlannedTarget]
+) -> None:
+    """Find out before a pass over `plan` what would stop its student after it: `out` holds that of another recipe.
+
+    Checkpoints of another recipe, or of several processes, would stop it too.
 
     Raises:
         DistillError: it does, or something else.
     """
-    if (finished := read_finished(out)) is not None:
-        found, directory = finished["identity"], resolve_model(recipe.model, revision=recipe.revision)
-        known = _known_ahead(recipe, directory)
-        asked = run_identity(str(directory), settings=recipe.distill, provenance=known)
-        provenance = {name: value for name, value in found["provenance"].items() if name in known}
-        check_same_run({**found, "provenance": provenance}, asked=asked, where=out)
+    from vgid.stage2_distill.sharding import sharding_asked
+
+    work = out.with_name(f".{out.name}.checkpoints")
+    finished, unfinished = read_finished(out), newest_identity(work)
+    found = unfinished if finished is None else finished["identity"]
+    if found is None:
+        return
+    directory = resolve_model(recipe.model, revision=recipe.revision)
+    known = _known_ahead(recipe, directory, examples)
+    if found["provenance"].get("num_targets", 0) >= len(plan):  # fewer may be all that was not erased
+        known |= _taught([row.target_id for row in plan])
+    asked = run_identity(str(directory), settings=recipe.distill, provenance=known)
+    if "launch" in found:
+        # Which device it will be is not known before torch is asked.
+        asked["launch"] = {**found["launch"], "processes": 1, "fsdp": sharding_asked()}
+    provenance = {name: value for name, value in found["provenance"].items() if name in known}
+    where = work if finished is None else out
+    check_same_run({**found, "provenance": provenance}, asked=asked, where=where)
+
+
+def fit_preset(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
+    """The recipe, less those of its preset's `distill.targets` that its plan has no rows for.
+
+    A preset knows no data: the default plan leaves out what the data has not (text-only questions, say), and so must
+    what trains. What a recipe selects itself stays as it is, and a preset's never loses a whole term of the loss.
+    """
+    if recipe.preset is None or "distill.targets" in recipe.departures:
+        return recipe
+    plan = make_plan(examples, settings=recipe.teacher, teacher={}, engine_id="")
+    selections = recipe.distill.targets
+    idle = [selection for selection in selections if not any(_selects(selection, row) for row in plan)]
+    kept = tuple(selection for selection in selections if selection not in idle)
+    if not idle or {each.role for each in kept} != {each.role for each in selections}:
+        return recipe
+    said = "; ".join(selection.describe() for selection in idle)
+    say(f"preset {recipe.preset}: the plan has no rows for these of its distill.targets, they are left out: {said}")
+    return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"targets": kept})})
+
+
+def check_selections(selections: Sequence[TargetSelection], plan: Sequence[PlannedTarget]) -> None:
+    """Find out before a teacher pass what would stop its student after it: a selection without any row.
+
+    Raises:
+        ConfigError: naming the first, and what there is.
+    """
+    for selection in selections:
+        if not any(_selects(selection, row) for row in plan):
+            kinds = {f"{row.example.split} {row.example.modality} {row.view} {row.response_kind}" for row in plan}
+            raise ConfigError(
+                f"distill.targets: no row of the plan is {selection.describe()}; take the entry out, or plan such rows "
+                f"(planned are {', '.join(sorted(kinds))})"
+            )
+
+
+def _selects(selection: TargetSelection, row: PlannedTarget) -> bool:
+    """`selection.matches`, of a row that is not made yet."""
+    example = row.example
+    wanted = (selection.split, selection.view, selection.response_kind, selection.modality or example.modality)
+    found = (example.split, row.view, row.response_kind, example.modality)
+    return wanted == found and (selection.tasks is None or example.task in selection.tasks)
 
 
 class _LossCurves:
@@ -243,24 +317,33 @@ def teacher_prompts(
 
 
 def planned_targets(
-    cache: Cache, stored: MappedTargets, recipe: Recipe, examples: Sequence[Example], *, allow_partial: bool
+    cache: Cache,
+    stored: MappedTargets,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    *,
+    allow_partial: bool,
+    engine_id: str | None = None,
 ) -> MappedTargets:
     """The cache's rows that the recipe asks for today; rows of other settings, data or draws are left alone.
 
     A cache may hold more than one recipe's rows, and rows of an earlier state of the data. Where several engines made
-    the same row, one engine's rows are taken: those of the engine with most. Rows that were erased are not missing.
+    the same row, one engine's rows are taken: those of `engine_id`, or else of the engine with most. Rows that were
+    erased are not missing.
 
     Raises:
         CacheError: rows are missing and `allow_partial` is not set.
     """
     place = {target_id: index for index, target_id in enumerate(stored.column("target_id").to_pylist())}
     teacher = {key: value for key, value in cache.manifest.teacher.items() if value is not None}
-    found: list[int] = []
+    engines = sorted({part.engine_id for part in cache.manifest.parts})
+    by_engine: dict[str, list[int]] = {}
     plan: list[PlannedTarget] = []
-    for engine_id in sorted({part.engine_id for part in cache.manifest.parts}):
-        plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=engine_id)
-        found = max(found, [place[row.target_id] for row in plan if row.target_id in place], key=len)
-    planned = len(plan)  # the same for every engine
+    for name in engines if engine_id is None else [engine_id]:
+        plan = make_plan(examples, settings=recipe.teacher, teacher=teacher, engine_id=name)
+        by_engine[name] = [place[row.target_id] for row in plan if row.target_id in place]
+    taken = max(by_engine, key=lambda name: len(by_engine[name]))
+    found, planned = by_engine[taken], len(plan)  # as many are planned for every engine
     if len(found) < planned and not allow_partial:
         graveyard = Graveyard(cache.manifest.tombstones, where=cache.location)
         asked = (row.example for row in plan)
@@ -272,7 +355,12 @@ def planned_targets(
             "--allow-partial"
         )
     if len(found) < len(stored):
-        say(f"using {len(found):,} of the cache's {len(stored):,} rows: the others are not in this recipe's plan")
+        others = "another engine's, or not" if len(engines) > 1 else "not"
+        say(f"using {len(found):,} of the cache's {len(stored):,} rows: the others are {others} in this recipe's plan")
+    if rivals := [name for name, rows in by_engine.items() if rows and name != taken]:
+        is_tie = any(len(by_engine[name]) == len(found) for name in rivals)
+        why = "no other has more, and it is the first by name" if is_tie else "it has most"
+        say(f"engines {', '.join(sorted([taken, *rivals]))} made rows of this plan; taking those of {taken}: {why}")
     return stored.select(found)
 
 

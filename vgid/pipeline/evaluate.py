@@ -6,14 +6,16 @@ fact, are put into the assistant's mouth and the model goes on. A refusal that l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
 from pydantic import Field
 
-from vgid.data.examples import Example
-from vgid.data.images import open_image
+from vgid.cache.schema import ids_sha256
+from vgid.data.examples import Example, Image
+from vgid.data.images import image_sha256, open_image
 from vgid.data.judge import leaks
 from vgid.data.spans import first_fact_token
 from vgid.data.strict import Strict
@@ -64,6 +66,24 @@ def select_examples(examples: Iterable[Example], *, settings: EvaluateSettings) 
             f"evaluate.splits {list(settings.splits)}: the data has rows only in {sorted(found)} of these"
         )
     return sorted(chosen, key=lambda example: example.example_id)
+
+
+def questions_sha256(examples: Iterable[Example]) -> str:
+    """Hash of all that answers and the metric rows made of them depend on, the pictures' bytes included.
+
+    Raises:
+        DataError: a picture is gone.
+    """
+    pictures: dict[Image | None, str] = {None: ""}
+
+    def identity(example: Example) -> str:
+        if example.image is not None and example.image not in pictures:
+            pictures[example.image] = image_sha256(example.image)
+        return json.dumps(
+            [example.content_sha256(), pictures[example.image], example.photo, example.phrasing], ensure_ascii=False
+        )
+
+    return ids_sha256(map(identity, examples))
 
 
 def ask(

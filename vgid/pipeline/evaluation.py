@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vgid.cache.schema import ids_sha256
 from vgid.data.chat import check_examples, load_processor
 from vgid.data.examples import Example
 from vgid.data.models import resolve_model, weights_fingerprint
 from vgid.errors import ConfigError, Stopped
 from vgid.pipeline.apart import apart
 from vgid.pipeline.console import progress, say
-from vgid.pipeline.evaluate import EvaluateSettings, ask, distance_rows, select_examples, summarise
+from vgid.pipeline.evaluate import EvaluateSettings, ask, distance_rows, questions_sha256, select_examples, summarise
 from vgid.pipeline.recipe import DataSettings, Recipe, load_examples, load_recipe
-from vgid.pipeline.results import build_results, write_results
+from vgid.pipeline.results import build_results, make_directory, write_results
 from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.engines import build_teacher
 from vgid.stage1_teacher.identity import engine_identity
@@ -77,13 +76,13 @@ def run_evaluate(
         The results record; its `samples` key (not written to the JSON) holds the per-question records.
 
     Raises:
-        ConfigError: a model or the questions cannot be resolved.
+        ConfigError: a model or the questions cannot be resolved, or `out` is a file.
         DataError: a question cannot be asked.
         Stopped: SIGTERM or Ctrl-C; nothing was written.
     """
     evaluation = prepare_evaluation(models, asked, engine=engine)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_directory(out)
     results = ask_models(evaluation, seed=seed)
     if out is not None:
         write_results({key: value for key, value in results.items() if key != "samples"}, results["samples"], out)
@@ -110,8 +109,7 @@ def prepare_evaluation(models: Sequence[NamedModel], asked: Questions, *, engine
         "evaluate": asked.settings.model_dump(mode="json"),
         "engine": engine_identity(engine, dtype=asked.dtype),
     }
-    content = ids_sha256(example.content_sha256() for example in chosen)
-    lineage: dict[str, Any] = {"data": {"name": asked.data_name, "sha256": content}}
+    lineage: dict[str, Any] = {"data": {"name": asked.data_name, "sha256": questions_sha256(chosen)}}
     for named in models:
         fingerprint = weights_fingerprint(directories[named.name])
         lineage[named.name] = {"model": named.model, "weights_fingerprint": fingerprint}

@@ -16,6 +16,11 @@ from vgid.stage2_distill.lineage import FILE
 HEADING = "## Before and after"
 
 
+def has_evaluation(card_path: Path) -> bool:
+    """Whether `add_evaluation` was called since the student was made."""
+    return f"\n{HEADING}" in card_path.read_text()
+
+
 def add_evaluation(card_path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Put a table of the deciding metrics into a card, in place of one that is there.
 

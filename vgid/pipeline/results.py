@@ -13,6 +13,7 @@ from typing import Any
 
 from vgid import __version__
 from vgid.data.judge import JUDGE_VERSION
+from vgid.errors import ConfigError
 
 SCHEMA_VERSION = 1
 TEMPORARY_PREFIX = ".tmp-"
@@ -89,6 +90,18 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def make_directory(out: Path) -> None:
+    """Make the directory of an `--out` before anything is spent on what goes there.
+
+    Raises:
+        ConfigError: a file is in the way.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"--out {out}: a file is in the way; name a directory") from error
 
 
 def write_results(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -11,22 +11,28 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vgid.cache.reader import open_cache
 from vgid.data.examples import Example
 from vgid.errors import ConfigError, Stopped, TeacherError
-from vgid.pipeline import distill, evaluation, inspect_command, teacher
+from vgid.pipeline import ahead, distill, evaluation, inspect_command, teacher
 from vgid.pipeline.apart import apart, needs_own_process
 from vgid.pipeline.console import human_bytes, say
-from vgid.pipeline.model_card import add_evaluation
+from vgid.pipeline.model_card import add_evaluation, has_evaluation
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
-from vgid.pipeline.results import TEMPORARY_PREFIX, build_results, difference, read_results, write_results
+from vgid.pipeline.results import (
+    TEMPORARY_PREFIX,
+    build_results,
+    difference,
+    make_directory,
+    read_results,
+    write_results,
+)
 from vgid.pipeline.signals import stop_signal
 from vgid.stage1_teacher.generate import GenerateResult
-from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.options import EngineName
 from vgid.stage2_distill.records import DistillResult
 
@@ -46,6 +52,7 @@ class Order:
     engine: EngineName
     retrained: str | None = None
     train_anyway: bool = False
+    until: str = STEPS[-1]
     loader_workers: int = 0
 
 
@@ -100,10 +107,7 @@ def run_recipe(
             f"{out / 'cache'} with several, and `vgid run` again when its student is done"
         )
     loaded, folder = load_recipe(recipe, overrides=overrides)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"--out {out}: a file is in the way; name a directory") from error
+    make_directory(out)
     for torn in [*out.glob(f"{TEMPORARY_PREFIX}*"), *out.glob(f"inspect/{TEMPORARY_PREFIX}*")]:
         torn.unlink(
             missing_ok=True
@@ -116,6 +120,7 @@ def run_recipe(
         engine=engine,
         retrained=retrained,
         train_anyway=train_anyway,
+        until=until,
         loader_workers=loader_workers,
     )
     steps: list[Step] = []
@@ -132,15 +137,19 @@ def run_recipe(
 
 def _steps(order: Order) -> Iterator[Step]:
     """Each step when it is asked for, which is when the one before has been told of."""
-    recipe, cache, student, timings = order.recipe, order.out / "cache", order.out / "student", dict[str, float]()
+    cache, student, timings = order.out / "cache", order.out / "student", dict[str, float]()
     with timed(timings, "data"):
-        examples = load_examples(recipe.data, folder=order.folder)
+        examples = load_examples(order.recipe.data, folder=order.folder)
     subjects = len({example.subject_id for example in examples})
     yield Step(name="data", is_new=False, note=f"{len(examples):,} questions about {subjects:,} subjects")
 
-    distill.check_no_other_student(recipe, student)
     with timed(timings, "teacher"):
-        job = teacher.prepare_teacher(recipe, examples, engine=order.engine)
+        order = replace(order, recipe=distill.fit_preset(order.recipe, examples))
+        job = teacher.prepare_teacher(order.recipe, examples, engine=order.engine)
+        if order.until in ("distill", "evaluate"):
+            ahead.check_training(job, examples, student)
+        if order.until == "evaluate":
+            ahead.check_evaluation(job, examples, retrained=order.retrained)
         taught = teach(job, cache)
     yield Step(name="teacher", is_new=taught.generated > 0, note=teacher_line(job, taught, cache))
 
@@ -149,7 +158,7 @@ def _steps(order: Order) -> Iterator[Step]:
     yield step
 
     with timed(timings, "distill"):
-        step = _train(order, examples, cache, student, unmet=[f"{gate.name} {gate.bound}" for gate in unmet])
+        step = _train(order, examples, job, student, unmet=[f"{gate.name} {gate.bound}" for gate in unmet])
     yield step
 
     yield _evaluate(order, examples, job, student, unmet=unmet, timings=timings)
@@ -163,8 +172,7 @@ def teach(job: teacher.TeacherJob, cache: Path) -> GenerateResult:
 
 def teacher_line(job: teacher.TeacherJob, taught: GenerateResult, cache: Path) -> str:
     """What a teacher pass did, for people."""
-    settings = job.recipe.teacher
-    engine = engine_identity(job.engine, dtype=settings.dtype, head_dtype=settings.head_dtype)
+    settings, engine = job.recipe.teacher, job.engine_id
     if not taught.generated:
         erased = f", {taught.erased:,} of them erased since" if taught.erased else ""
         return f"all {taught.planned:,} rows were in the cache already{erased} (engine {engine}); nothing to do"
@@ -203,22 +211,18 @@ def _judge(order: Order, examples: Sequence[Example], cache: Path) -> tuple[list
     return unmet, Step(name="gates", is_new=is_new, note=_because(reason) + note)
 
 
-def _train(order: Order, examples: Sequence[Example], cache: Path, student: Path, *, unmet: Sequence[str]) -> Step:
-    recipe = order.recipe
+def _train(
+    order: Order, examples: Sequence[Example], job: teacher.TeacherJob, student: Path, *, unmet: Sequence[str]
+) -> Step:
+    recipe, cache = order.recipe, order.out / "cache"
+    # A cache may hold the rows of an engine's earlier version too: what was taught in this run is what trains.
+    chosen: dict[str, Any] = {"unmet_gates": unmet, "engine_id": job.engine_id}
     if student.exists():  # else there is nothing to compare the rows with
-        rows = distill.training_rows(recipe, examples, cache, unmet_gates=unmet)
+        rows = distill.training_rows(recipe, examples, cache, **chosen)
         if (done := distill.trained(recipe, rows, student)) is not None:
             note = f"{done['num_steps']:,} steps were trained on these {len(rows.targets):,} rows with these settings"
             return Step(name="distill", is_new=False, note=f"{note} already; nothing to do")
-    result = apart(
-        distill.run_distill,
-        recipe,
-        examples,
-        cache,
-        student,
-        unmet_gates=unmet,
-        loader_workers=order.loader_workers,
-    )
+    result = apart(distill.run_distill, recipe, examples, cache, student, loader_workers=order.loader_workers, **chosen)
     return Step(name="distill", is_new=True, note=student_line(result))
 
 
@@ -252,8 +256,12 @@ def _evaluate(
     )
     results, reason = _kept(order.out, settings=asked.settings, lineage=evaluation.what_decides(asked))
     if results is not None:
-        note = f"{len(asked.chosen):,} questions were asked already, of the same models in the same way; nothing to do"
-        return Step(name="evaluate", is_new=False, note=note)
+        note = f"{len(asked.chosen):,} questions were asked already, of the same models in the same way"
+        card = student / "README.md"
+        if is_missing := card.is_file() and not has_evaluation(card):  # of a student that was made again, to the bit
+            add_evaluation(card, results["metrics"])
+        todo = "the student's card lacked their results" if is_missing else "nothing to do"
+        return Step(name="evaluate", is_new=is_missing, note=f"{note}; {todo}")
     evaluated = evaluation.ask_models(asked, seed=recipe.distill.seed)
     results = whole_results(
         recipe, evaluated, job, timings=timings, lineage={"unmet_gates": [asdict(gate) for gate in unmet]}

@@ -44,6 +44,12 @@ class TeacherJob:
     teacher: dict[str, str | int]
     plan: list[PlannedTarget]
 
+    @property
+    def engine_id(self) -> str:
+        """Of the rows it makes."""
+        settings = self.recipe.teacher
+        return engine_identity(self.engine, dtype=settings.dtype, head_dtype=settings.head_dtype)
+
 
 def prepare(
     recipe: str, *, overrides: Sequence[str], engine: EngineName, options: EngineOptions = DEFAULT_OPTIONS
@@ -70,7 +76,6 @@ def prepare_teacher(
     Raises:
         ConfigError: the model or a plan entry cannot be resolved, or the model cannot answer what is planned.
         DataError: an example cannot be asked.
-        TeacherError: the model does not fit into the memory there is.
     """
     directory = resolve_model(recipe.model, revision=recipe.revision)
     settings = recipe.teacher
@@ -86,15 +91,19 @@ def prepare_teacher(
         asked = [planned.example for planned in plan if (planned.response_kind == "reference") == forced]
         check_examples(processor.tokenizer, asked, answers=forced)
     check_lengths(plan, settings, processor, limit=default_length(directory, options))
-    check_memory(directory, dtype=settings.dtype, options=options)
     return TeacherJob(
         recipe=recipe, directory=directory, engine=engine, processor=processor, teacher=teacher, plan=plan
     )
 
 
-def dry_run(job: TeacherJob) -> list[dict[str, Any]]:
-    """Rows, most tokens and predicted bytes by split, view and response kind, and in total."""
+def dry_run(job: TeacherJob, *, options: EngineOptions = DEFAULT_OPTIONS) -> list[dict[str, Any]]:
+    """Rows, most tokens and predicted bytes by split, view and response kind, and in total.
+
+    Raises:
+        TeacherError: the model does not fit into the memory there is.
+    """
     settings = job.recipe.teacher
+    check_memory(job.directory, dtype=settings.dtype, options=options)
     per_token = predicted_bytes_per_token(settings.num_topk)
     bounds = upper_bound_tokens(job.plan, settings=settings, tokenizer=job.processor.tokenizer)
     kinds = [(*key, rows, tokens) for key, (rows, tokens) in sorted(bounds.items())]
@@ -187,8 +196,13 @@ def cache_writer(
 
 
 def load_teacher(job: TeacherJob, *, options: EngineOptions) -> Teacher:
-    """The job's base in its engine."""
+    """The job's base in its engine.
+
+    Raises:
+        TeacherError: the model does not fit into the memory there is, or does not load.
+    """
     settings = job.recipe.teacher
+    check_memory(job.directory, dtype=settings.dtype, options=options)
     return build_teacher(
         job.engine,
         job.directory,

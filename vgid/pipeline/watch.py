@@ -8,7 +8,7 @@ from typing import Any
 from vgid.data.examples import Example
 from vgid.errors import ConfigError, Stopped
 from vgid.pipeline.console import say
-from vgid.pipeline.evaluate import SCORES, ask, select_examples, summarise
+from vgid.pipeline.evaluate import SCORES, EvaluateSettings, ask, questions_sha256, select_examples, summarise
 from vgid.pipeline.metrics import DIMENSIONS, LEVELS, score_answer
 from vgid.pipeline.recipe import Recipe
 from vgid.pipeline.report import find_value
@@ -36,14 +36,11 @@ def watcher(
         should_stop: Asked after every answer; the function then raises `Stopped`.
 
     Raises:
-        ConfigError: a condition is of something that is not asked or not measured.
+        ConfigError: see `watched_questions`.
     """
     from vgid.stage1_teacher.engines.transformers import TransformersTeacher
 
-    settings = recipe.evaluate.model_copy(update={"per_cell": watch.per_cell})
-    chosen = select_examples(examples, settings=settings)
-    for condition in watch.stop_when:
-        _check(condition, chosen, prefill_splits=settings.prefill_splits)
+    settings, chosen = watched_questions(recipe, watch, examples)
 
     def stop_if_asked(done: int, total: int) -> None:
         if should_stop():
@@ -68,6 +65,31 @@ def watcher(
         return Observation(metrics=metrics, is_enough=is_enough)
 
     return observe
+
+
+def watched_questions(
+    recipe: Recipe, watch: WatchSettings, examples: Sequence[Example]
+) -> tuple[EvaluateSettings, list[Example]]:
+    """What a student in training is asked, and how.
+
+    Raises:
+        ConfigError: nothing is, or a condition is of something that is not asked or not measured.
+    """
+    settings = recipe.evaluate.model_copy(update={"per_cell": watch.per_cell})
+    chosen = select_examples(examples, settings=settings)
+    for condition in watch.stop_when:
+        _check(condition, chosen, prefill_splits=settings.prefill_splits)
+    return settings, chosen
+
+
+def what_watching_depends_on(recipe: Recipe, watch: WatchSettings, examples: Sequence[Example]) -> dict[str, Any]:
+    """What, beside `watch` itself, decides what is seen of a student, and with that when its training ends.
+
+    Raises:
+        ConfigError: see `watched_questions`.
+    """
+    settings, chosen = watched_questions(recipe, watch, examples)
+    return {"evaluate": settings.model_dump(mode="json"), "questions_sha256": questions_sha256(chosen)}
 
 
 def _by_split(metrics: Sequence[dict[str, Any]]) -> list[str]:

@@ -135,11 +135,20 @@ def free_memory(options: EngineOptions) -> tuple[int, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
+        return available_memory(), "this machine"
     count = min(options.tensor_parallel, torch.cuda.device_count())
     found = [torch.cuda.mem_get_info(device) for device in range(count)]
     free = sum(min(left, int(total * options.gpu_memory)) for left, total in found)
     return free, f"{count} x {torch.cuda.get_device_name(0)}"
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that a program may take without swapping: what is free, and what Linux would drop from its caches."""
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _image_tokens(processor: Any, size: tuple[int, int]) -> int:

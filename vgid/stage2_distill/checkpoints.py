@@ -76,6 +76,12 @@ def newest_checkpoint(directory: Path, *, identity: Mapping[str, Any]) -> Checkp
     return None
 
 
+def newest_identity(directory: Path) -> dict[str, Any] | None:
+    """Which run the newest checkpoint is of, by its marker alone: its files, which may be large, are not hashed."""
+    markers = map(_read_marker, sorted(directory.glob("checkpoint-*"), key=_step, reverse=True))
+    return next((marker["identity"] for marker in markers if marker), None)
+
+
 def discard_torn(directory: Path, *, whole: Checkpoint | None) -> None:
     """Delete what is newer than the newest complete checkpoint.
 

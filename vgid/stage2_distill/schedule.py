@@ -48,6 +48,22 @@ class Stream:
         return sha256(f"{self._seed}/{text}".encode()).digest()
 
 
+def micro_batch(settings: DistillSettings, *, num_processes: int) -> int:
+    """Rows that a process computes at a time.
+
+    Raises:
+        DistillError: a step does not divide into micro-batches.
+    """
+    step_size = settings.forget_batch + settings.retain_batch
+    num_parts = settings.gradient_accumulation_steps * num_processes
+    if step_size % num_parts:
+        raise DistillError(
+            f"forget_batch + retain_batch = {step_size} does not divide into {num_parts} micro-batches "
+            f"({settings.gradient_accumulation_steps} accumulation steps x {num_processes} processes); change one"
+        )
+    return step_size // num_parts
+
+
 class Schedule:
     """All rows of a training in order, cut into steps and these into micro-batches: a torch map-style data set."""
 
@@ -73,12 +89,7 @@ class Schedule:
         self.num_steps = settings.max_steps or math.ceil(passes / settings.forget_batch)
         self.step_size = self._forget_batch + self._retain_batch
         self._num_parts = settings.gradient_accumulation_steps * num_processes
-        if self.step_size % self._num_parts:
-            raise DistillError(
-                f"forget_batch + retain_batch = {self.step_size} does not divide into {self._num_parts} micro-batches "
-                f"({settings.gradient_accumulation_steps} accumulation steps x {num_processes} processes); change one"
-            )
-        self.micro_batch = self.step_size // self._num_parts
+        self.micro_batch = micro_batch(settings, num_processes=num_processes)
 
     def __len__(self) -> int:
         return self.num_steps * self.step_size
