@@ -167,6 +167,27 @@ def test_weights_sharded_over_two_processes_train_as_in_one(case: Case, method: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_processes_share_weights_though_one_has_no_pictures(
+    method: str, qwen: Oracle, teacher: Oracle, tmp_path: Path
+) -> None:
+    """As the launcher asks for it, memory-saving loading included. With accelerate's own groups they answer each other wrongly."""
+    examples = make_examples(forget=8, retain=9)
+    arguments = {"student": qwen.path, "examples": examples, "targets": teacher.targets(examples)}
+    case = Case(tmp_path, {**arguments, "provenance": PROVENANCE, "processor": qwen.processor})
+    changes: dict[str, Any] = {"max_steps": 4, "dtype": "bfloat16" if method == "lora" else "float32", "method": method}
+    changes |= {"forget_batch": 1, "retain_batch": 1}  # one row in each process
+    whole = case.run("whole", **changes)
+    asked = {**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+
+    ended = case.run_in_two_processes("sharded", environment=asked, sharded=True, **changes)
+
+    assert ended.returncode == 0, ended.stderr
+    told = case.run("sharded", **changes)  # finished, so this reads its result
+    assert [loss.loss for loss in told.losses] == pytest.approx([loss.loss for loss in whole.losses], rel=0.02)
+
+
+@pytest.mark.slow
 def test_sharding_that_does_not_happen_is_an_error_naming_what_runs(case: Case) -> None:
     """As accelerate itself has it on a CPU."""
     ended = case.run_in_two_processes("out", environment=FSDP2, targets=[SELECTIONS[0], SELECTIONS[2]])

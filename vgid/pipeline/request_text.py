@@ -37,6 +37,8 @@ distill:
   seed: 0
   dtype: {dtype}
   method: lora
+  gradient_checkpointing: true    # these two save a GPU's memory
+  gradient_accumulation_steps: 3
 """
 
 _VIEWS = {"image": "noise+icu", "text": "icu"}
