@@ -171,7 +171,7 @@ def test_weights_sharded_over_two_processes_train_as_in_one(case: Case, method: 
 def test_processes_share_weights_though_one_has_no_pictures(
     method: str, qwen: Oracle, teacher: Oracle, tmp_path: Path
 ) -> None:
-    """As the launcher asks for it, memory-saving loading included. With accelerate's own groups they answer each other wrongly."""
+    """As the launcher asks for it. accelerate's own groups would have the processes answer each other wrongly."""
     examples = make_examples(forget=8, retain=9)
     arguments = {"student": qwen.path, "examples": examples, "targets": teacher.targets(examples)}
     case = Case(tmp_path, {**arguments, "provenance": PROVENANCE, "processor": qwen.processor})
