@@ -4,7 +4,7 @@ One cache at k = 64 serves every student: smaller k and adaptive width keep what
 the rest joins the tail. Online has the teacher in the loop, over the whole vocabulary. Two bugs are planted, which the
 comparison must see if it can see anything: distributions one position late, and a tail that was thrown away. Seeds
 order the rows and start the adapters; students of one seed are compared with each other. Finished students are kept in
-`OUT` and only read again. About four minutes a student on 2 cores, evaluation included.
+`OUT` and only read again. About four minutes a student on 2 cores, the evaluation of all questions included.
 
     python -m benchmarks offline_online
     python -m benchmarks.offline_online --seeds 0 1 --ways online k64 shifted
