@@ -214,9 +214,9 @@ def _train(
     if arguments.process_index == 0:
         discard_torn(work, whole=checkpoint)
     try:
-        if checkpoint is not None:
+        if checkpoint is not None and settings.watch is not None:
             trainer.load(checkpoint)
-            trainer.observe()  # a stop came while it was looked at
+            trainer.observe()  # a stop may have come while it was looked at
         # Enough was seen if a kill came between the last step and saving.
         if not trainer.has_seen_enough and not trainer.asked_to_stop():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
