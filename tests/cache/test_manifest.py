@@ -104,6 +104,18 @@ def test_a_change_that_meets_what_a_newer_manifest_has_erased_begins_again_with_
     assert update(store, change).parts == (part("a"), part("b")) and seen == [1, 2]
 
 
+def test_a_change_that_meets_the_first_files_of_a_cache_made_meanwhile_begins_again_with_that(tmp_path):
+    """What `commit` meets where another process writes the cache's card between its two looks."""
+
+    def change(newest):
+        if newest is None:
+            commit_parts(tmp_path, part("1"))
+            raise CacheError("a card and no cache")
+        return newest
+
+    assert update(LocalStore(tmp_path), change).number == 1
+
+
 def test_a_change_that_fails_on_the_newest_manifest_fails(tmp_path):
     commit_parts(tmp_path, part())
 

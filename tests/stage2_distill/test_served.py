@@ -17,7 +17,7 @@ from vgid.stage1_teacher.options import EngineName
 from vgid.stage2_distill.export import save_student
 from vgid.stage2_distill.student import load_student
 
-IDENTITY = {"student": "abc", "settings": {}, "provenance": {}}
+IDENTITY = {"student": "abc", "settings": {"seed": 0}, "provenance": {}}
 
 
 def changed_student(base: Path, out: Path) -> Path:

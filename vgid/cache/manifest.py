@@ -174,8 +174,9 @@ def update(store: Store, change: Callable[[Manifest | None], Manifest]) -> Manif
             try:
                 changed = change(newest)
             except CacheError:
-                # Whoever published a newer one may have erased files that this one names.
-                if newest is None or manifest_numbers(store)[-1:] == [newest.number]:
+                # Whoever published a newer one may have erased files that this one names, or have made the cache whose
+                # first files were met here.
+                if manifest_numbers(store)[-1:] == ([newest.number] if newest else []):
                     raise
                 continue
             if changed is newest:
