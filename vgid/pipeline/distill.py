@@ -262,10 +262,7 @@ def check_selections(selections: Sequence[TargetSelection], plan: Sequence[Plann
 
 def _selects(selection: TargetSelection, row: PlannedTarget) -> bool:
     """`selection.matches`, of a row that is not made yet."""
-    example = row.example
-    wanted = (selection.split, selection.view, selection.response_kind, selection.modality or example.modality)
-    found = (example.split, row.view, row.response_kind, example.modality)
-    return wanted == found and (selection.tasks is None or example.task in selection.tasks)
+    return selection.matches_kind(row.example, view=row.view, response_kind=row.response_kind)
 
 
 class _LossCurves:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vgid.cache.schema import Target
+from vgid.data.examples import Example
 from vgid.data.strict import Seed, Strict
 
 Role = Literal["forget", "retain"]
@@ -48,9 +49,13 @@ class TargetSelection(Strict):
 
     def matches(self, target: Target) -> bool:
         """Whether a cached row is selected."""
-        wanted = (self.split, self.view, self.response_kind, self.modality or target.modality)
-        found = (target.split, target.view, target.response_kind, target.modality)
-        return wanted == found and (self.tasks is None or target.task in self.tasks)
+        return self.matches_kind(target, view=target.view, response_kind=target.response_kind)
+
+    def matches_kind(self, asked: Target | Example, *, view: str, response_kind: str) -> bool:
+        """Whether a row is selected that answers this question, or would."""
+        wanted = (self.split, self.view, self.response_kind, self.modality or asked.modality)
+        found = (asked.split, view, response_kind, asked.modality)
+        return wanted == found and (self.tasks is None or asked.task in self.tasks)
 
     def describe(self) -> str:
         """The selection as `key=value` words, for messages."""
