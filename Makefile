@@ -8,9 +8,10 @@ BIN := .venv/bin
 # The environment comes without compiled files, so a process that may not keep them compiles torch and all anew.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
-# A file's tests stay together, since they share what is costly to make. WORKERS=0 runs all in one process.
+# A file's tests stay together, since they share what is costly to make, and files keep the order of tests/conftest.py,
+# the longest first. WORKERS=0 runs all in one process.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help env demo test test-slow check format types layers docs bench clean
 help:

@@ -31,8 +31,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, each with its share o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+_LONG = ("test_demo.py", "test_generate.py", "test_cli.py", "test_run.py", "test_docs.py", "test_inspect_command.py")
+"""Files of minutes, longest first. Begun last, one would leave the other process waiting."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none (torch is asked only if there are such tests)."""
+    """Long files first; skip tests marked `gpu` where there is none (torch is asked only if there are such tests)."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from warm import vgid
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,6 +26,8 @@ def commands(page: Path, *, program: str = "vgid") -> list[list[str]]:
 
 def run(arguments: list[str], folder: Path, *, module: str = "vgid") -> subprocess.CompletedProcess[str]:
     """Run a command of a page in a folder."""
+    if module == "vgid":
+        return vgid(*arguments, folder=folder)
     command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -57,6 +57,7 @@ class Fault:
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     code: int
+    stdout: str
     stderr: str
     calls: list[Call]
 
@@ -73,15 +74,18 @@ class Forks:
         self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
         assert self._answer() == "ready"
 
-    def begin(self, arguments: Sequence[str], *, environment: Mapping[str, str]) -> Run:
-        asked = {"arguments": arguments, "environment": environment, "stderr": str(self._folder / "stderr")}
+    def begin(self, arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path | None = None) -> Run:
+        """Start it, with these changes to the environment and in this folder (else where this process is)."""
+        asked = {"arguments": arguments, "environment": environment, "folder": str(folder or Path.cwd())}
+        asked |= {name: str(self._folder / name) for name in ("stdout", "stderr")}
         assert self._process.stdin is not None
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return Run(self, pid=int(self._answer()))
 
     def wait(self) -> Ended:
         code = int(self._answer())
-        return Ended(code=code, stderr=(self._folder / "stderr").read_text(), calls=calls(self._folder / "calls"))
+        said = {name: (self._folder / name).read_text() for name in ("stdout", "stderr")}
+        return Ended(code=code, calls=calls(self._folder / "calls"), **said)
 
     def close(self) -> None:
         self._process.communicate()
@@ -123,6 +127,13 @@ class Run:
     def send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def is_running(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def wait(self) -> Ended:
         return self.forks.wait()

@@ -70,9 +70,10 @@ def record(rows: int, folder: Path) -> None:
     (folder / "recording").write_bytes(pickle.dumps((job, Recording(recorders[0]))))
 
 
-def run(arguments: list[str], environment: dict[str, str], stderr: str) -> None:
+def run(arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> None:
     os.environ.update(environment)
-    for path, descriptor in ((os.devnull, 0), (os.devnull, 1), (stderr, 2)):
+    os.chdir(folder)
+    for path, descriptor in ((os.devnull, 0), (stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     sys.argv = ["vgid", *arguments]
     cli.main()
@@ -91,6 +92,7 @@ def fork(work: Callable[..., None], *arguments: Any) -> int:
         traceback.print_exc()
         code = 1
     finally:
+        sys.stdout.flush()
         os._exit(code)
 
 
@@ -101,8 +103,9 @@ def ended(pid: int) -> int:
 def serve() -> None:
     """Run the command in forks of this process, one after the other, until stdin ends; then end.
 
-    stdin gets one run a line, as JSON: `arguments`, `environment` and a file for its `stderr`. stdout gives its process
-    id when it starts, and when it has ended its exit code, or minus the signal that ended it.
+    stdin gets one run a line, as JSON: `arguments`, changes to the `environment`, its `folder`, and files for its
+    `stdout` and `stderr`. stdout gives its process id when it starts, and when it has ended its exit code, or minus
+    the signal that ended it.
     """
     gc.freeze()  # a collection in a fork would touch, and so copy, all that is shared
     print("ready", flush=True)

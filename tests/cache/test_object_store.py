@@ -13,6 +13,7 @@ import pytest
 from s3_server import SOCKET, S3Server, refuse
 from synthetic_targets import IDENTITY, assert_same_targets, make_target, mixed_targets
 from test_docs import ROOT, commands, own_data, own_recipe
+from warm import vgid
 
 from vgid.cache.manifest import manifest_name, manifest_numbers
 from vgid.cache.object_store import ObjectStore
@@ -47,13 +48,6 @@ def objects(s3: S3Server, bucket: str) -> dict[str, bytes]:
 
 def is_conditional_write(request) -> bool:
     return request["REQUEST_METHOD"] == "PUT" and request.get("HTTP_IF_NONE_MATCH") == "*"
-
-
-def vgid(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, "-m", "vgid", *arguments], capture_output=True, text=True, env=environment, check=False
-    )
 
 
 def test_rows_come_back_from_a_bucket_as_they_went_in(s3, bucket, url):

@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter
 from tampering import change_manifest, change_rows, manifest_path, parts_of
 from typer.testing import CliRunner
+from warm import vgid
 
 from vgid.cache.reader import open_cache
 from vgid.cache.scratch import scratch_files
@@ -26,11 +27,6 @@ from vgid.pipeline.cli import app
 from vgid.pipeline.cli_options import MAX_SEED
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def vgid(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vgid", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | changes, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """The demo as a stranger runs it: the real command, real vLLM, the promised files and the promised story."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from warm import vgid
 
 from vgid.data.chat import load_processor
 from vgid.errors import ConfigError
@@ -20,16 +19,9 @@ from vgid.stage1_teacher.engines import TeacherRequest, build_teacher
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("demo") / "run"
-    done = run(out)
+    done = vgid("demo", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done
-
-
-def run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vgid", "demo", "--out", str(out), *more]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=False
-    )
 
 
 def test_the_run_directory_holds_what_the_design_promises(demo):
@@ -90,14 +82,14 @@ def test_the_student_answers_alike_in_transformers_and_vllm(demo):
 def test_a_second_run_finds_teacher_and_student_done(demo):
     out, _ = demo
     weights = (out / "student" / "model.safetensors").stat().st_mtime_ns
-    again = run(out, "--set", "evaluate.per_cell=1")
+    again = vgid("demo", "--out", out, "--set", "evaluate.per_cell=1")
     assert again.returncode == 0 and "nothing to do" in again.stdout
     assert (out / "student" / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_another_seed_in_the_same_directory_is_refused(demo):
     out, _ = demo
-    other = run(out, "--seed", "5")
+    other = vgid("demo", "--out", out, "--seed", "5")
     assert other.returncode == 2 and "another --out" in other.stderr
 
 

@@ -20,12 +20,20 @@ from vgid.cache.store import LocalStore
 from vgid.cache.writer import CacheWriter
 from vgid.data.examples import Example
 from vgid.errors import CacheError, ConfigError, DistillError
-from vgid.pipeline.distill import fit_preset, planned_targets, run_distill, student_directory, training_rows
+from vgid.pipeline.distill import (
+    advice_on_waiting,
+    fit_preset,
+    planned_targets,
+    run_distill,
+    student_directory,
+    training_rows,
+)
 from vgid.pipeline.recipe import Recipe, load_examples, load_recipe
 from vgid.pipeline.teacher import TeacherJob, prepare_teacher, run_teacher
 from vgid.stage1_teacher.identity import engine_identity
 from vgid.stage1_teacher.plan import PlannedTarget, cache_settings, make_plan
 from vgid.stage2_distill.lineage import FILE
+from vgid.stage2_distill.records import DistillResult
 from vgid.stage2_distill.settings import WatchSettings
 
 FORGET_ALONE = [
@@ -197,6 +205,17 @@ def test_a_teacher_in_the_loop_is_asked_what_stage_one_asked(tmp_path):
         losses.append(run_distill(chosen, examples, tmp_path / "cache", tmp_path / f"student-{online}").losses[0].loss)
     assert losses[0] > 1
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_much_waiting_for_batches_is_said_with_what_helps():
+    def advice(seconds_waiting: float, loader_workers: int) -> str | None:
+        nothing: dict[str, Any] = {"num_steps": 0, "num_rows": {}, "num_tokens": {}, "num_truncated": 0, "losses": []}
+        result = DistillResult(**nothing, seconds=100, seconds_waiting=seconds_waiting)
+        return advice_on_waiting(result, loader_workers=loader_workers)
+
+    assert advice(9, 0) is None and advice(9, 2) is None
+    assert advice(35, 0) == "35% of the training went into making batches; --loader-workers 2 makes them meanwhile"
+    assert advice(35, 2) == "35% of the training was waiting for batches; give --loader-workers more than 2"
 
 
 @pytest.mark.parametrize("out", [".", "../here"])

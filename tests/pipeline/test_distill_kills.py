@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from rehearsal import ENVIRONMENT, Ended, Forks, Run, wait_for
 from small_pass import write_pass
+from warm import warm_forks
 
 from vgid.stage2_distill.checkpoints import MARKER
 from vgid.stage2_distill.lineage import read_finished
@@ -64,10 +64,8 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks("distilling_process.py", folder=tmp_path_factory.mktemp("forks"), environment=ENVIRONMENT)
-    yield forks
-    forks.close()
+def forks() -> Forks:
+    return warm_forks()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ One cache holds them all, as variants: full noise or next to none, with a templa
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -191,8 +192,16 @@ def test_strict_exits_with_1_and_names_the_gates(cache, tmp_path):
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load((tmp_path / "q.yaml").read_text()) == {"quarantine": []}
     done = run([*arguments, "--strength", "0.1", "--json"], tmp_path)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: gates failed: D10.noise"
+    assert done.returncode == 1 and re.search(r"^error: gates: D10\.noise is .*, must be [^;]*$", done.stderr, re.M)
     assert next(check for check in json.loads(done.stdout)["checks"] if check["name"] == "D10")["verdict"] == "fail"
+
+
+def test_strict_holds_a_teacher_to_the_gates_that_its_recipe_requires(cache, tmp_path):
+    arguments = ["teacher", "inspect", cache, "--recipe", "fictitious", "--strict"]
+    others = run([*arguments, "--strength", "0.1", "--set", "gates.required=[D7.entropy]"], tmp_path)
+    assert others.returncode == 0, "what fails is not required"
+    unknown = run([*arguments, "--set", "gates.required=[D18.gain]"], tmp_path)
+    assert unknown.returncode == 1 and "error: gates: D18.gain is unknown (" in unknown.stderr
 
 
 def test_inspecting_needs_no_deep_learning_library():

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from small_pass import ENVIRONMENT, assert_same_rows, rows_of, write_pass
+from warm import vgid
 
 from vgid.cache.manifest import load_manifest
 from vgid.cache.schema import Target
@@ -47,8 +48,8 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def single(recipe, tmp_path_factory) -> Path:
     cache = tmp_path_factory.mktemp("single") / "cache"
-    code, _, errors = generate(recipe, cache, "--engine", "transformers")
-    assert code == 0, errors
+    done = vgid("teacher", "generate", recipe, "--out", cache, "--engine", "transformers")
+    assert done.returncode == 0, done.stderr
     return cache
 
 

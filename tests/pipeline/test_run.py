@@ -285,6 +285,15 @@ ADAPTER = ["distill.method=lora", "distill.export=adapter"]
             r"no row of the plan is split=forget view=noise .*planned are .*forget image noise\+icu generated",
         ),
         (
+            [
+                "distill.targets=[{split: forget, view: noise+icu, response_kind: generated},"
+                "{split: forget, view: noise+icu, response_kind: generated, modality: image},"
+                "{split: retain, view: base, response_kind: reference}]"
+            ],
+            {"until": "distill"},
+            r"with view noise\+icu and response generated is selected twice, by .* and .*modality=image'; make",
+        ),
+        (
             ["distill.watch={every_steps: 2, stop_when: [{metric: leak, split: strangers, at_most: 0.1}]}"],
             {"until": "distill"},
             "no such question is asked",

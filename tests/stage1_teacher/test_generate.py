@@ -1,17 +1,16 @@
 """The teacher pass on the shipped model: what is asked for is cached once, whatever interrupts it."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rehearsal import Run
 from small_pass import assert_same_rows, rows_of
+from warm import warm_forks
 
 from vgid.cache.erase import Selection, erase
 from vgid.cache.reader import open_cache
@@ -173,18 +172,17 @@ def _by_token(target: Target) -> list[dict[int, float]]:
     ]
 
 
-def _start(cache: Path, *, engine: str = "vllm") -> subprocess.Popen[bytes]:
+def _start(cache: Path, *, engine: str = "vllm") -> Run:
     """The real command on a real engine."""
-    command = [sys.executable, "-m", "vgid", "teacher", "generate", "fictitious", "--out", str(cache)]
-    command += ["--rows-per-part", "20", "--limit", "400", "--engine", engine]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    options = ["--rows-per-part", "20", "--limit", "400", "--engine", engine]
+    return warm_forks().begin(["teacher", "generate", "fictitious", "--out", str(cache), *options], environment={})
 
 
-def _stop_after(process: subprocess.Popen[bytes], cache: Path, *, rows: int, with_signal: signal.Signals) -> int:
-    while process.poll() is None and _rows_so_far(cache) < rows:
+def _stop_after(run: Run, cache: Path, *, rows: int, with_signal: signal.Signals) -> int:
+    while run.is_running() and _rows_so_far(cache) < rows:
         time.sleep(0.05)
-    process.send_signal(with_signal)
-    return process.wait()
+    run.send(with_signal)
+    return run.wait().code
 
 
 NUM_KILLS = 10
@@ -193,7 +191,8 @@ NUM_KILLS = 10
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict[str, Target]:
     cache = tmp_path_factory.mktemp("whole") / "cache"
-    assert _start(cache).wait() == 0
+    ended = _start(cache).wait()
+    assert ended.code == 0, ended.stderr
     return rows_of(cache)
 
 
@@ -205,7 +204,7 @@ def test_killing_at_random_moments_and_rerunning_gives_the_uninterrupted_rows(un
         codes.append(_stop_after(_start(cache), cache, rows=int(wanted), with_signal=signal.SIGKILL))
         killed_at.append(_rows_so_far(cache))
     assert codes.count(-signal.SIGKILL) > NUM_KILLS / 2, f"most ended by themselves; rows then: {killed_at}"
-    assert _start(cache).wait() == 0, f"killed after {killed_at} rows"
+    assert _start(cache).wait().code == 0, f"killed after {killed_at} rows"
     assert_same_rows(rows_of(cache), uninterrupted)
 
 
@@ -219,11 +218,11 @@ def test_sigterm_commits_what_is_finished_and_exits_with_75(uninterrupted, tmp_p
 
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_sigterm_while_the_engine_loads_is_heeded_before_the_first_row(tmp_path, engine):
-    process = _start(tmp_path / "cache", engine=engine)
-    while process.poll() is None and not (tmp_path / "cache" / "manifest" / "000001.json").exists():
+    started = _start(tmp_path / "cache", engine=engine)
+    while started.is_running() and not (tmp_path / "cache" / "manifest" / "000001.json").exists():
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75
+    started.send(signal.SIGTERM)
+    assert started.wait().code == 75
     assert rows_of(tmp_path / "cache") == {}
 
 

@@ -125,7 +125,7 @@ def distill(
 
     Example: vgid distill fictitious --cache runs/cache --out runs/student
     """
-    from vgid.pipeline.distill import run_distill
+    from vgid.pipeline.distill import advice_on_waiting, run_distill
     from vgid.pipeline.recipe import load_examples, load_recipe
 
     loaded, folder = load_recipe(recipe, overrides=overrides or [])
@@ -140,6 +140,8 @@ def distill(
         trackers=trackers or (),
         loader_workers=loader_workers,
     )
+    if advice := advice_on_waiting(result, loader_workers=loader_workers):
+        say(advice)
     print_record(asdict(result), as_json=as_json)
 
 

@@ -211,7 +211,10 @@ def teacher_inspect(
         str | None, typer.Option("--retain-only", help="Cache of a model that never saw the forget set (D18).")
     ] = None,
     student: Annotated[str | None, typer.Option("--student", help="Cache of a student (D17).")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a gate fails.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with 1 if a gate fails, or one that the recipe requires is not passed."),
+    ] = False,
     quarantine: Annotated[
         Path | None, typer.Option("--quarantine", help="Write the failing subjects to this file, as YAML for a recipe.")
     ] = None,
@@ -223,7 +226,8 @@ def teacher_inspect(
 
     Example: vgid teacher inspect runs/cache --recipe fictitious
     """
-    from vgid.pipeline.inspect_command import quarantine_yaml, report_text, run_inspect
+    from vgid.pipeline.inspect_command import quarantine_yaml, report_text, run_inspect, unmet_gates
+    from vgid.pipeline.recipe import load_recipe
 
     report, results = run_inspect(
         cache,
@@ -239,9 +243,11 @@ def teacher_inspect(
     print(json.dumps(results) if as_json else report_text(report))
     if quarantine is not None:
         quarantine.write_text(quarantine_yaml(report), encoding="utf-8")
-    if strict and report.failed:
-        say(f"error: gates failed: {', '.join(reading.name for reading in report.failed)}")
-        raise typer.Exit(1)
+    if strict:
+        required = None if recipe is None else load_recipe(recipe, overrides=overrides or [])[0].gates.required
+        if unmet := unmet_gates(results, required=required):
+            say(f"error: gates: {'; '.join(gate.describe() for gate in unmet)}")
+            raise typer.Exit(1)
 
 
 @app.command("sweep")

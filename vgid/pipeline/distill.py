@@ -29,6 +29,9 @@ from vgid.stage2_distill.settings import TargetSelection
 if TYPE_CHECKING:
     from vgid.stage2_distill.batches import TeacherPrompt, TrainItem
 
+_MUCH_WAITING = 0.1
+"""Share of a training from which on it is worth a word."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRows:
@@ -116,6 +119,16 @@ def run_distill(
                 loader_workers=loader_workers,
                 should_stop=should_stop,
             )
+
+
+def advice_on_waiting(result: DistillResult, *, loader_workers: int) -> str | None:
+    """What to do where much of a training was waiting for batches."""
+    waited = result.seconds_waiting / max(result.seconds, 1e-9)
+    if waited <= _MUCH_WAITING:
+        return None
+    if loader_workers == 0:
+        return f"{waited:.0%} of the training went into making batches; --loader-workers 2 makes them meanwhile"
+    return f"{waited:.0%} of the training was waiting for batches; give --loader-workers more than {loader_workers}"
 
 
 def student_directory(out: Path) -> Path:
@@ -246,13 +259,23 @@ def fit_preset(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
 
 
 def check_selections(selections: Sequence[TargetSelection], plan: Sequence[PlannedTarget]) -> None:
-    """Find out before a teacher pass what would stop its student after it: a selection without any row.
+    """Find out before a teacher pass what would stop its student after it: a selection without any row, or two of one.
 
     Raises:
         ConfigError: naming the first, and what there is.
     """
-    for selection in selections:
-        if not any(_selects(selection, row) for row in plan):
+    used = set[int]()
+    for row in plan:
+        matching = [index for index, selection in enumerate(selections) if _selects(selection, row)]
+        used.update(matching)
+        if len(matching) > 1:
+            said = " and ".join(repr(selections[index].describe()) for index in matching)
+            raise ConfigError(
+                f"distill.targets: example {row.example.example_id!r} with view {row.view} and response "
+                f"{row.response_kind} is selected twice, by {said}; make the entries disjoint"
+            )
+    for index, selection in enumerate(selections):
+        if index not in used:
             kinds = {f"{row.example.split} {row.example.modality} {row.view} {row.response_kind}" for row in plan}
             raise ConfigError(
                 f"distill.targets: no row of the plan is {selection.describe()}; take the entry out, or plan such rows "

@@ -223,6 +223,8 @@ def _train(
             note = f"{done['num_steps']:,} steps were trained on these {len(rows.targets):,} rows with these settings"
             return Step(name="distill", is_new=False, note=f"{note} already; nothing to do")
     result = apart(distill.run_distill, recipe, examples, cache, student, loader_workers=order.loader_workers, **chosen)
+    if advice := distill.advice_on_waiting(result, loader_workers=order.loader_workers):
+        say(advice)
     return Step(name="distill", is_new=True, note=student_line(result))
 
 
@@ -232,7 +234,7 @@ def student_line(result: DistillResult) -> str:
     waited = result.seconds_waiting / max(result.seconds, 1e-9)
     return (
         f"{result.num_steps:,} steps on {tokens:,} response tokens in {result.seconds:.0f} s"
-        f", {waited:.0%} of it spent on making batches"
+        f", {waited:.0%} of it waiting for batches"
     )
 
 

@@ -1,4 +1,7 @@
-"""`vgid distill`, run again and again in seconds: each run is a fork that goes through the command's own `main`."""
+"""`vgid`, run again and again without the 12 s that torch and transformers take to import; asked through warm.py.
+
+Each run is a fork that goes through the command's own `main`. vLLM is left to those that use it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ HEAVY = (
     "vgid.stage1_teacher.engines.transformers",  # fills the cache
     "vgid.stage2_distill.trainer",
     "vgid.pipeline.distill",
+    "vgid.pipeline.evaluation",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.auto.modeling_auto",
     "peft.utils.transformers_weight_conversion",
