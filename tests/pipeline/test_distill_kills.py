@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -242,3 +243,20 @@ def test_the_command_in_processes_of_its_own_stops_and_continues_as_well(
     assert lora.training.run(out).code == 0
 
     assert_the_same_student(out, lora)
+
+
+@pytest.mark.slow
+def test_in_two_processes_of_a_launcher_it_says_everything_once(lora: Uninterrupted, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    launcher = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "-m", "vgid"]
+    done = subprocess.run(
+        [*launcher, *lora.training.arguments(out), "--json"],
+        env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_steps"] == NUM_STEPS
+    assert done.stderr.count(f"distill: {NUM_STEPS}/{NUM_STEPS} steps") == 1
+    assert (out / "model.safetensors").exists()

@@ -32,7 +32,7 @@ from vgid.pipeline.cli_options import (
     parse_engine,
     print_record,
 )
-from vgid.pipeline.console import quieten_libraries, say
+from vgid.pipeline.console import one_speaks, quieten_libraries, say
 
 app = typer.Typer(
     name="vgid",
@@ -128,21 +128,22 @@ def distill(
     from vgid.pipeline.distill import advice_on_waiting, run_distill
     from vgid.pipeline.recipe import load_examples, load_recipe
 
-    loaded, folder = load_recipe(recipe, overrides=overrides or [])
-    examples = load_examples(loaded.data, folder=folder)
-    result = run_distill(
-        loaded,
-        examples,
-        cache,
-        out,
-        allow_partial=allow_partial,
-        scratch=scratch,
-        trackers=trackers or (),
-        loader_workers=loader_workers,
-    )
-    if advice := advice_on_waiting(result, loader_workers=loader_workers):
-        say(advice)
-    print_record(asdict(result), as_json=as_json)
+    with one_speaks():
+        loaded, folder = load_recipe(recipe, overrides=overrides or [])
+        examples = load_examples(loaded.data, folder=folder)
+        result = run_distill(
+            loaded,
+            examples,
+            cache,
+            out,
+            allow_partial=allow_partial,
+            scratch=scratch,
+            trackers=trackers or (),
+            loader_workers=loader_workers,
+        )
+        if advice := advice_on_waiting(result, loader_workers=loader_workers):
+            say(advice)
+        print_record(asdict(result), as_json=as_json)
 
 
 @app.command("merge")

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Protocol
@@ -38,6 +38,16 @@ def quieten_libraries() -> None:
 def say(text: str) -> None:
     """One line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_speaks() -> Iterator[None]:
+    """Of the processes that a launcher started for one training, the first speaks; what any of them raises is shown."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
 
 
 def confirm(question: str) -> bool:
