@@ -323,7 +323,9 @@ def test_batches_that_other_processes_make_train_the_same_student(bench: Bench) 
 
 
 def rows_of(value: float) -> list[dict[str, Any]]:
-    return [{"metric": "leak", "model": "student", "split": "forget", "value": value}]
+    """A split's, and one of its tasks."""
+    whole = {"metric": "leak", "model": "student", "split": "forget", "task": None, "value": value}
+    return [whole, {**whole, "task": "facts", "value": 0.9}]
 
 
 def test_a_student_that_is_good_enough_is_saved_as_it_then_is(bench: Bench) -> None:
@@ -412,14 +414,27 @@ def test_progress_and_result_tell_the_same_story(bench: Bench, capfd: pytest.Cap
     assert capfd.readouterr().out == ""
 
 
-def test_a_tracker_is_told_of_every_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back from TensorBoard's own file: records of a length, its checksum, an event and its checksum."""
-    from tensorboardX.proto import event_pb2
+def test_a_tracker_is_told_of_every_step_and_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(model: Any, step: int) -> Observation:
+        return Observation(metrics=rows_of(1 / step), is_enough=False)
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(bench.directory / "board"))
-    result = bench.run("out", trackers=["tensorboard"])
+    result = bench.run("out", trackers=["tensorboard"], changes={"watch": {"every_steps": 2}}, watch=look)
 
     (file,) = (bench.directory / "board").glob("events.*")
+    told = told_to_tensorboard(file)
+    for name in ("loss", "forget", "retain"):
+        expected = {loss.step: pytest.approx(getattr(loss, name), rel=1e-6) for loss in result.losses}
+        assert told[f"train/{name}"] == expected
+    assert set(told["train/learning_rate"]) == {1, 2, 3}
+    assert {tag: values for tag, values in told.items() if tag.startswith("eval/")} == {"eval/forget_leak": {2: 0.5}}
+    assert not (bench.directory / ".out.checkpoints").exists()
+
+
+def told_to_tensorboard(file: Path) -> dict[str, dict[int, float]]:
+    """By tag and step, of its own file: records of a length, its checksum, an event and its checksum."""
+    from tensorboardX.proto import event_pb2
+
     content, place, told = file.read_bytes(), 0, dict[str, dict[int, float]]()
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)
@@ -429,11 +444,7 @@ def test_a_tracker_is_told_of_every_step(bench: Bench, monkeypatch: pytest.Monke
         for value in event.summary.value:
             told.setdefault(value.tag, {})[event.step] = value.simple_value
         place += 16 + length
-    for name in ("loss", "forget", "retain"):
-        expected = {loss.step: pytest.approx(getattr(loss, name), rel=1e-6) for loss in result.losses}
-        assert told[f"train/{name}"] == expected
-    assert set(told["train/learning_rate"]) == {1, 2, 3}
-    assert not (bench.directory / ".out.checkpoints").exists()
+    return told
 
 
 @pytest.mark.parametrize(

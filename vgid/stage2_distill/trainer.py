@@ -380,6 +380,10 @@ class DistillTrainer(Trainer):
         is_enough = self._in_any_process(found is not None and found.is_enough)
         if found is not None:
             self.losses[-1] = replace(last, observed=replace(found, is_enough=is_enough))
+            if self.args.report_to and found.metrics:
+                # What `eval_` begins, trackers show apart from the losses. Of whole splits, or there are hundreds.
+                whole = [row for row in found.metrics if row["task"] is None]
+                self.log({f"eval_{row['split']}_{row['metric']}": row["value"] for row in whole})
 
     @property
     def has_seen_enough(self) -> bool:
